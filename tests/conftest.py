@@ -1,0 +1,21 @@
+"""Keeps test runs small and repeatable. Imports no torch: the tests of `patarm_core` run in seconds without it."""
+
+import os
+
+import pytest
+from hypothesis import settings
+
+# Read by torch when it is first imported, by us or by a process that a test starts.
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+
+settings.register_profile("patarm", deadline=None)
+settings.register_profile("patarm-ci", deadline=None, derandomize=True, print_blob=True)
+settings.load_profile("patarm-ci" if os.environ.get("CI") else "patarm")
+
+
+def pytest_runtest_setup(item):
+    if item.get_closest_marker("gpu"):
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("needs a CUDA device")
