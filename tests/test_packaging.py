@@ -21,9 +21,9 @@ def folder(package: str) -> Path:
 
 
 def test_transformers_does_not_take_our_kernels_for_its_own():
-    import kernels
-
     from transformers.utils.import_utils import is_kernels_available
+
+    import kernels
 
     assert Path(kernels.__file__).parent == ROOT / "kernels"  # ours is the one that transformers finds
     assert is_kernels_available() is False
