@@ -29,8 +29,9 @@ def test_transformers_does_not_take_our_kernels_for_its_own():
     assert is_kernels_available() is False
 
 
-def test_the_version_stays_below_that_of_the_kernels_of_transformers():
-    assert tuple(map(int, PROJECT["version"].split("."))) < (0, 16)
+def test_the_version_stays_below_what_any_supported_transformers_wants_of_kernels():
+    # 0.9.0 in transformers 5.0.0, 0.18.2 in 5.23.0
+    assert tuple(map(int, PROJECT["version"].split("."))) < (0, 9)
 
 
 def test_every_listed_package_has_an_init():
