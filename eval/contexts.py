@@ -1,0 +1,79 @@
+"""From a (prompt, response) to the token ids that a judge reads: template, chat format, tokens, length limit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from transformers import PreTrainedTokenizerBase
+
+from patarm_core.pairs import JudgmentExample, Pair, read_judgments, read_pairs
+from patarm_core.prompts import pointwise
+from patarm_core.rubrics import RubricBook, default_rubrics, parse_rubrics
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PromptConfig:
+    """How a judge is asked."""
+
+    rubrics: Literal["adaptive", "primary", "generated"] = "adaptive"  # table 4
+    template: Literal["full", "bare", "general"] = "full"
+    rubrics_file: str = ""  # primary rubrics; empty: those of the paper
+    max_context_tokens: int = 8192
+
+
+def load_rubrics(file: str) -> RubricBook:
+    return parse_rubrics(read_text(file), file) if file else default_rubrics()
+
+
+def read_text(file: str | Path) -> str:
+    """The text of a file; a ValueError of one line if it is not there or not UTF-8."""
+    try:
+        return Path(file).read_text(encoding="utf-8")
+    except (FileNotFoundError, IsADirectoryError):
+        raise ValueError(f"{file}: no such file") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file}: not UTF-8 at byte {error.start}") from None
+
+
+def load_pairs(file: str | Path, book: RubricBook) -> list[Pair]:
+    return read_pairs(read_text(file).split("\n"), str(file), book.tasks)
+
+
+def load_judgments(file: str | Path, book: RubricBook) -> list[JudgmentExample]:
+    return read_judgments(read_text(file).split("\n"), str(file), book.tasks)
+
+
+@dataclass(frozen=True, slots=True)
+class ContextBuilder:
+    """Renders judge contexts for one tokenizer."""
+
+    tokenizer: PreTrainedTokenizerBase = field(repr=False)
+    config: PromptConfig
+    book: RubricBook = field(repr=False)
+
+    def pointwise(self, prompt: str | tuple, response: str, task: str, name: str) -> list[int]:
+        """Token ids of one pointwise context, ending where the judge begins to write.
+
+        Raises:
+            ValueError: the context is longer than `max_context_tokens`; `name` says which item.
+        """
+        text = pointwise(
+            prompt, response, task, self.book, rubrics=self.config.rubrics, template=self.config.template
+        )
+        chat = self.tokenizer.apply_chat_template(
+            [{"role": "user", "content": text}], add_generation_prompt=True, tokenize=False
+        )
+        token_ids = self.tokenizer.encode(chat, add_special_tokens=False)
+        if len(token_ids) > self.config.max_context_tokens:
+            raise ValueError(
+                f"{name}: prompt and response make a context of {len(token_ids)} tokens; "
+                f"prompt.max_context_tokens is {self.config.max_context_tokens}"
+            )
+        return token_ids
+
+    def sides(self, pair: Pair) -> tuple[list[int], list[int]]:
+        """The contexts of the chosen and of the rejected response."""
+        name = f"pair {pair.id} of {pair.source}"
+        return tuple(self.pointwise(pair.prompt, side, pair.task, name) for side in (pair.chosen, pair.rejected))

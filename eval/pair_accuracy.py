@@ -1,0 +1,114 @@
+"""How often a judge ranks the chosen response of a preference pair above the rejected one, with voting@n."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from fractions import Fraction
+
+from eval.contexts import ContextBuilder
+from kernels.philox import stream_seed
+from patarm_core.judgment import Judgment, parse
+from patarm_core.pairs import Pair
+from patarm_core.stats import wilson_interval
+from patarm_core.voting import at_n, compare, mean_score
+from rollout.engine import Engine
+from rollout.params import SamplingParams
+
+STOP = ("</answer>",)  # ends a judgment
+
+
+@dataclass(frozen=True, slots=True)
+class JudgedPair:
+    """n judgments of each side of one pair, in the order in which they were drawn."""
+
+    pair: Pair
+    chosen_texts: list[str]
+    rejected_texts: list[str]
+    chosen: list[Judgment]
+    rejected: list[Judgment]
+
+
+def judge_pairs(
+    engine: Engine,
+    contexts: ContextBuilder,
+    pairs: Sequence[Pair],
+    n: int,
+    seed: int,
+    max_completion_tokens: int,
+    temperature: float = 1.0,
+    progress: str = "",
+) -> list[JudgedPair]:
+    """Draws n judgments of both sides of each pair. A pair's judgments depend on (seed, source, id) alone."""
+    token_ids, params = [], []
+    for pair in pairs:
+        for side, context in enumerate(contexts.sides(pair)):
+            token_ids.append(context)
+            params.append(
+                SamplingParams(
+                    n=n, max_tokens=max_completion_tokens, temperature=temperature, stop=STOP,
+                    seed=stream_seed("judge", seed, pair.source, pair.id, side),
+                )
+            )  # fmt: skip
+    completions = engine.generate(token_ids, params, progress)
+    judged = []
+    for i, pair in enumerate(pairs):
+        chosen, rejected = ([c.text for c in completions[2 * i + side]] for side in (0, 1))
+        read = [[parse(text, rubrics=contexts.config.rubrics) for text in texts] for texts in (chosen, rejected)]
+        judged.append(JudgedPair(pair, chosen, rejected, *read))
+    return judged
+
+
+@dataclass(frozen=True, slots=True)
+class PairAccuracy:
+    """Pairwise accuracy with voting@n. A tie and an unscored pair count as wrong; both are shown."""
+
+    votes: int
+    num_pairs: int
+    num_right: int
+    num_ties: int
+    num_unscored: int  # pairs with a side that has no valid judgment
+    accuracy: float
+    low: float  # 95 % Wilson interval
+    high: float
+    accuracy_ties_half: float
+    margin: float | None  # mean over scored pairs of (mean chosen score - mean rejected score)
+
+
+def pair_accuracy(judged: Sequence[JudgedPair], votes: int) -> PairAccuracy:
+    """Accuracy of the mean of the first `votes` judgments of each side (METHOD: average voting)."""
+    means = [
+        tuple(mean_score([j.score for j in at_n(side, votes)]) for side in (item.chosen, item.rejected))
+        for item in judged
+    ]
+    verdicts = [compare(*pair) for pair in means]
+    margins: list[Fraction] = [c - r for c, r in means if c is not None and r is not None]
+    right, ties, num = verdicts.count("chosen"), verdicts.count("tie"), len(judged)
+    low, high = wilson_interval(right, num)
+    return PairAccuracy(
+        votes, num, right, ties, verdicts.count(None), right / num, low, high, (right + ties / 2) / num,
+        float(sum(margins) / len(margins)) if margins else None,
+    )  # fmt: skip
+
+
+def format_rates(judged: Sequence[JudgedPair]) -> dict[str, float]:
+    """Shares of judgments that are valid, have a tag error, or have an invalid score."""
+    errors = [judgment.error for item in judged for judgment in (*item.chosen, *item.rejected)]
+    return {
+        "valid_rate": errors.count(None) / len(errors),
+        "tag_error_rate": errors.count("tags") / len(errors),
+        "score_error_rate": errors.count("score") / len(errors),
+    }
+
+
+def summary(judged: Sequence[JudgedPair], votes: Sequence[int]) -> dict:
+    """Everything above in one JSON-ready object, by task too."""
+    tasks = sorted({item.pair.task for item in judged})
+    return {
+        **format_rates(judged),
+        "votes": [asdict(pair_accuracy(judged, n)) for n in votes],
+        "by_task": {
+            task: asdict(pair_accuracy([item for item in judged if item.pair.task == task], max(votes)))
+            for task in tasks
+        },
+    }

@@ -1,0 +1,157 @@
+"""The recipe: one tree of frozen dataclasses, read from TOML. Every default stands here, beside its reason."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from eval.contexts import PromptConfig
+from patarm_core.embedded.splits import EmbeddedConfig
+from patarm_core.par import MarginReward, constant, graded
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SmallModelConfig:
+    """A random Qwen3-shaped model, made by the run when no `model.path` is given."""
+
+    vocab_size: int = 704
+    hidden_size: int = 128
+    intermediate_size: int = 256
+    num_hidden_layers: int = 4
+    num_attention_heads: int = 4
+    num_key_value_heads: int = 2
+    head_dim: int = 32
+    max_position_embeddings: int = 1024
+    rope_theta: float = 10_000.0
+    init_std: float = 0.05
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelConfig:
+    path: str = ""  # a Hugging Face directory; empty: the small model below
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of compute; master weights and reductions are float32
+    activation_checkpointing: bool = False
+    small: SmallModelConfig = SmallModelConfig()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataConfig:
+    """Files in this project's JSONL schemas, or the embedded set written to such files by the run."""
+
+    source: Literal["files", "embedded"] = "files"
+    judgments: str = ""  # SFT rows
+    pairs: str = ""  # preference pairs for RL
+    dev: str = ""  # pairs watched during training
+    held_out: str = ""  # pairs for the reported result, read by nothing else
+    label_noise: float = 0.0  # seeded share of RL pairs whose sides are flipped (figure 4)
+    embedded: EmbeddedConfig = EmbeddedConfig()
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.label_noise <= 1:
+            raise ValueError(f"label_noise={self.label_noise} must be in [0, 1]")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OptimConfig:
+    """AdamW with a linear warm-up, then `schedule` from lr to final_lr."""
+
+    lr: float
+    final_lr: float = 0.0
+    schedule: Literal["constant", "linear", "cosine"] = "linear"
+    warmup_steps: int = 0
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = 0.0
+    grad_clip: float = 1.0  # of the global gradient norm
+
+    def __post_init__(self) -> None:
+        if not self.lr > 0:
+            raise ValueError(f"lr={self.lr} must be positive")
+        if not self.grad_clip > 0:
+            raise ValueError(f"grad_clip={self.grad_clip} must be positive")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SftConfig:
+    steps: int = 0  # 0: whole epochs
+    epochs: int = 1
+    rows_per_step: int = 512  # table 7, pointwise
+    tokens_per_micro_batch: int = 16_384  # padded tokens in one forward pass on one rank
+    dev_every: int = 0  # steps between measurements on the dev pairs; 0: none
+    checkpoint_every: int = 0  # steps; the end of the stage always makes one
+    optim: OptimConfig = OptimConfig(lr=1.5e-6, final_lr=1.5e-7)  # table 7, 8B
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MarginConfig:
+    """f(δ) of PAR: graded (1.2 up to the threshold, 1.4 above) or constant (METHOD: sec. 3.1)."""
+
+    kind: Literal["graded", "constant"] = "graded"
+    threshold: float = 2.0
+    low: float = 1.2
+    high: float = 1.4
+    value: float = 1.3  # of the constant
+
+    def build(self) -> MarginReward:
+        return graded(self.threshold, self.low, self.high) if self.kind == "graded" else constant(self.value)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RolloutConfig:
+    num_rollouts: int = 8  # n judgments per response
+    max_completion_tokens: int = 4096
+    temperature: float = 1.0  # other values bias the importance ratio
+    max_rows: int = 512  # rollouts decoded side by side on one rank
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GrpoConfig:
+    steps: int = 0  # 0: whole epochs
+    epochs: int = 1
+    pairs_per_step: int = 128  # 256 contexts (table 7 counts both sides of a pair)
+    group: Literal["side", "pair"] = "side"  # n judgments of one response, or 2n of both
+    advantage: Literal["grpo", "dr_grpo", "rloo", "reinforce++"] = "grpo"
+    margin: MarginConfig = MarginConfig()
+    clip_low: float = 0.2  # the ratio is clipped to [1 - clip_low, 1 + clip_high]
+    clip_high: float = 0.2
+    inner_epochs: int = 1  # optimiser steps on one set of rollouts
+    kl_coef: float = 0.001  # k3 estimate against the initial policy; 0 leaves the reference model out
+    entropy_coef: float = 0.0
+    tokens_per_micro_batch: int = 16_384
+    dev_every: int = 0
+    checkpoint_every: int = 0
+    num_sample_pairs: int = 2  # pairs a step whose judgments are written to samples.jsonl
+    optim: OptimConfig = OptimConfig(lr=5e-7, schedule="constant")  # table 7, 8B
+
+    def __post_init__(self) -> None:
+        for name in ("pairs_per_step", "inner_epochs", "tokens_per_micro_batch"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvalConfig:
+    num_judgments: int = 8  # of each response of a held-out pair
+    votes: tuple[int, ...] = (1, 8)
+    num_dev_judgments: int = 4  # of each response of a dev pair
+
+    def __post_init__(self) -> None:
+        if not self.votes or min(self.votes) < 1 or max(self.votes) > self.num_judgments:
+            raise ValueError(f"votes={self.votes} must be numbers from 1 to num_judgments={self.num_judgments}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Recipe:
+    """`torchrun trainer/main.py RECIPE.toml [key=value …]`."""
+
+    seed: int = 0
+    out: str  # the run's folder; a number is added when it exists, unless the run resumes
+    resume: bool = False  # go on with the run in `out`
+    stages: tuple[Literal["sft", "grpo"], ...] = ("sft", "grpo")
+    num_processes: int = 0  # refuse to start with any other number; 0: whatever torchrun starts
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    prompt: PromptConfig = PromptConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    sft: SftConfig = field(default_factory=SftConfig)
+    grpo: GrpoConfig = field(default_factory=GrpoConfig)
+    eval: EvalConfig = EvalConfig()

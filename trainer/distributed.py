@@ -1,0 +1,102 @@
+"""Processes, sharding and sums over ranks."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+from rollout.decoder import Decoder
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """This process among its peers."""
+
+    rank: int
+    size: int
+    device: torch.device
+    mesh: DeviceMesh
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def sums(self, values: dict[str, float]) -> dict[str, float]:
+        """Sums every value over the ranks; all ranks pass the same keys."""
+        tensor = torch.tensor(list(values.values()), dtype=torch.float64)
+        if self.size > 1:
+            tensor = tensor.to(self.device)
+            dist.all_reduce(tensor)
+        return dict(zip(values, tensor.tolist(), strict=True))
+
+    def maximum(self, value: int) -> int:
+        tensor = torch.tensor(value, device=self.device)
+        if self.size > 1:
+            dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+        return int(tensor)
+
+    def gather(self, item: object) -> list:
+        """One picklable object per rank, in rank order, on every rank."""
+        if self.size == 1:
+            return [item]
+        items: list = [None] * self.size
+        dist.all_gather_object(items, item)
+        return items
+
+    def share(self, items: list) -> list:
+        """This rank's strided share of a list that all ranks hold."""
+        return items[self.rank :: self.size]
+
+
+@contextmanager
+def world(num_processes: int = 0) -> Iterator[World]:
+    """Joins the process group that torchrun describes, or makes a group of one.
+
+    Raises:
+        ValueError: the recipe asks for another number of processes than were started, or there are too few GPUs.
+    """
+    size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    if num_processes not in (0, size):
+        raise ValueError(
+            f"num_processes: the recipe asks for {num_processes} processes and {size} are running; "
+            f"start it with torchrun --nproc-per-node N so that nodes x N = {num_processes}"
+        )
+    kind = "cuda" if torch.cuda.is_available() else "cpu"
+    if kind == "cuda" and local_rank >= torch.cuda.device_count():
+        raise ValueError(f"process {local_rank} of this node has no GPU; the node has {torch.cuda.device_count()}")
+    device = torch.device(kind, local_rank) if kind == "cuda" else torch.device(kind)
+    if kind == "cuda":
+        torch.cuda.set_device(device)
+    backend = "cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo"
+    if "MASTER_ADDR" in os.environ:
+        dist.init_process_group(backend)
+    else:
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        yield World(rank, size, device, init_device_mesh(kind, (size,)))
+    finally:
+        dist.destroy_process_group()
+
+
+def shard_(decoder: Decoder, mesh: DeviceMesh, compute_dtype: torch.dtype) -> Decoder:
+    """FSDP2 in place: one unit per block, one of embedding, norm and head, which stays gathered through a step.
+
+    Gradients are summed over ranks, not averaged: every loss in this project is normalised by global counts.
+    """
+    # Rotary tables are float32 inputs of every block and must not be rounded.
+    policy = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    for block in decoder.layers:
+        fully_shard(block, mesh=mesh, mp_policy=policy)
+    fully_shard(decoder, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
+    for unit in (*decoder.layers, decoder):
+        unit.set_gradient_divide_factor(1.0)
+        unit.set_force_sum_reduction_for_comms(True)  # gloo has no pre-scaled sum
+    return decoder

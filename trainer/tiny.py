@@ -1,0 +1,64 @@
+"""Makes a small model from nothing: a byte-level BPE tokenizer trained on given texts and a random Qwen3-shaped decoder.
+
+The result is an ordinary Hugging Face directory, so everything after it is the same code as for Qwen3-8B.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from patarm_core.judgment import ALL_TAGS
+from rollout.decoder import Decoder, DecoderConfig, init_weights_
+from rollout.weights import save_decoder
+
+_END, _TURN, _END_OF_TURN = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
+# Qwen's split rule: words with their leading space, single digits, runs of punctuation, white space.
+_SPLIT = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]|\s*[\r\n]+|\s+(?!\S)|\s+"
+_CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def make_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """Trains byte-level BPE on `texts`; judgment tags are tokens of their own, as `<think>` is in Qwen3.
+
+    Any text round-trips (all 256 bytes are in the vocabulary); the chat format is Qwen's.
+    """
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_SPLIT), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    control = [AddedToken(token, special=True, normalized=False) for token in (_END, _TURN, _END_OF_TURN)]
+    tags = [f"<{slash}{tag}>" for tag in ALL_TAGS for slash in ("", "/")]
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size - len(control) - len(tags),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.add_special_tokens(control)
+    tokenizer.add_tokens([AddedToken(tag, special=False, normalized=False) for tag in tags])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token=_END_OF_TURN,
+        pad_token=_END,
+        chat_template=_CHAT_TEMPLATE,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def make_model(path: str | Path, config: DecoderConfig, tokenizer: PreTrainedTokenizerFast, seed: int) -> None:
+    """Writes a random model and its tokenizer as a Hugging Face directory."""
+    Path(path).mkdir(parents=True, exist_ok=True)
+    tokenizer.save_pretrained(path)
+    save_decoder(init_weights_(Decoder(config), seed), path, torch.float32)
