@@ -213,8 +213,17 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        if config.tie_word_embeddings:
+        self._tie_()
+
+    def _tie_(self) -> None:
+        if self.config.tie_word_embeddings:
             self.lm_head.weight = self.embed_tokens.weight
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Decoder:
+        # `to_empty` and moves between devices give each module a parameter of its own: a tied head would part.
+        super()._apply(fn, recurse)
+        self._tie_()
+        return self
 
     def forward(self, token_BT: Tensor, position_BT: Tensor, attend: Attention, readout: Readout) -> Any:
         """Runs the stack and hands (hidden_BTD, head_VD) to `readout`.
