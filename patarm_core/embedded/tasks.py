@@ -218,15 +218,16 @@ def check(prompt: str, response: str) -> list[bool]:
     form has no right item; a prompt in any other form is a ValueError.
     """
     task, items = task_of(prompt), items_of(prompt)
+    right_answers = [task.right_answers(item) for item in items]
     start = max(response.find("a) "), 0)
     lines = response[start:].partition(".")[0].split("; ")
     if len(lines) != len(items):
         return [False] * len(items)
-    right = []
-    for letter, item, line in zip(LETTERS, items, lines):
-        stated, _, answer = line.rpartition(task.joint)
-        right.append(answer in task.right_answers(item) and stated == f"{letter}) {item}")
-    return right
+    restated = [line.rpartition(task.joint) for line in lines]
+    return [
+        stated == f"{letter}) {item}" and answer in right
+        for letter, item, right, (stated, _, answer) in zip(LETTERS, items, right_answers, restated)
+    ]
 
 
 def polish_of(response: str) -> int:
