@@ -1,0 +1,137 @@
+"""Advantages: what a rollout's reward is worth beside its group's or its batch's.
+
+Pure lists in and out. `rewards[i]` belongs to the group named `group_ids[i]`, any hashable; a group need not be
+contiguous. A group whose rewards are all equal, a single rollout included, gets exactly 0.0 wherever the baseline is
+the group's.
+"""
+
+import math
+from collections.abc import Callable, Hashable, Sequence
+from typing import Literal
+
+
+def group_ids(num_pairs: int, num_rollouts: int, group: Literal["side", "pair"] = "side") -> list[int]:
+    """Group ids for rewards laid out pair by pair, the chosen rollouts of a pair before its rejected ones.
+
+    Args:
+        num_pairs: pairs in the batch.
+        num_rollouts: n, judgments per response.
+        group: "side" groups the n judgments of one response, "pair" the 2n judgments of both.
+
+    Returns:
+        2 * num_pairs * num_rollouts ids, counted from 0.
+    """
+    if group not in ("side", "pair"):
+        raise ValueError(f"group must be 'side' or 'pair', got {group!r}")
+    size = num_rollouts if group == "side" else 2 * num_rollouts
+    return [i // size for i in range(2 * num_pairs * num_rollouts)]
+
+
+def group_relative(
+    rewards: Sequence[float],
+    group_ids: Sequence[Hashable],
+    scale: Literal["std", "none"] = "std",
+    ddof: int = 1,
+    eps: float = 1e-6,
+) -> list[float]:
+    """GRPO (arXiv:2402.03300): A_i = (R_i − mean(R)) / (std(R) + eps) over the group of i.
+
+    Args:
+        rewards: R, finite.
+        group_ids: one per reward.
+        scale: "none" leaves the division out.
+        ddof: 1 for the sample deviation, which verl and TRL use (the paper does not say), 0 for the population's.
+        eps: added to the deviation, in units of reward.
+
+    Raises:
+        ValueError: lengths differ, a reward is not finite, or an option is out of range.
+    """
+    if scale not in ("std", "none"):
+        raise ValueError(f"scale must be 'std' or 'none', got {scale!r}")
+    _check_scale(ddof, eps)
+
+    def relative(group: list[float]) -> list[float]:
+        centred = _centred(group)
+        return centred if scale == "none" else _scaled(centred, ddof, eps)
+
+    return _per_group(rewards, group_ids, relative)
+
+
+def dr_grpo(rewards: Sequence[float], group_ids: Sequence[Hashable]) -> list[float]:
+    """Dr. GRPO (arXiv:2503.20783): A_i = R_i − mean(R) over the group of i; easy and hard groups weigh alike."""
+    return group_relative(rewards, group_ids, scale="none")
+
+
+def rloo(rewards: Sequence[float], group_ids: Sequence[Hashable]) -> list[float]:
+    """RLOO (arXiv:2402.14740): A_i = R_i − mean of the group's other rewards. A rollout without others gets 0."""
+
+    def leave_one_out(group: list[float]) -> list[float]:
+        num_others = len(group) - 1
+        return [r * len(group) / num_others for r in _centred(group)]
+
+    return _per_group(rewards, group_ids, leave_one_out)
+
+
+def reinforce_plus_plus(
+    rewards: Sequence[float], group_ids: Sequence[Hashable] | None = None, ddof: int = 1, eps: float = 1e-6
+) -> list[float]:
+    """Reinforce++ (arXiv:2501.03262): A_i = (R_i − mean(R)) / (std(R) + eps) over the whole batch.
+
+    With `group_ids`, the baseline variant: the group's mean is subtracted first, and what is left is divided by its
+    deviation over the batch. Its mean over the batch is 0 by construction and is not subtracted again, so that an
+    all-equal group keeps exactly 0. Without `group_ids` such a group has no special standing.
+    """
+    _check_scale(ddof, eps)
+    _check_finite(rewards)
+    baseline_ids = [0] * len(rewards) if group_ids is None else group_ids
+    centred = dr_grpo(rewards, baseline_ids)
+    return _scaled(centred, ddof, eps) if any(centred) else centred
+
+
+def zero_variance_groups(rewards: Sequence[float], group_ids: Sequence[Hashable]) -> list[Hashable]:
+    """Ids of the groups whose rewards are all exactly equal, in order of appearance: compute that teaches nothing."""
+    return [key for key, members in _members(rewards, group_ids).items() if len({rewards[i] for i in members}) == 1]
+
+
+def _per_group(
+    rewards: Sequence[float], group_ids: Sequence[Hashable], advantage: Callable[[list[float]], list[float]]
+) -> list[float]:
+    advantages = [0.0] * len(rewards)
+    for members in _members(rewards, group_ids).values():
+        group = [float(rewards[i]) for i in members]
+        if min(group) == max(group):  # stays exactly 0.0, which subtracting a rounded mean would not give
+            continue
+        for i, value in zip(members, advantage(group), strict=True):
+            advantages[i] = value
+    return advantages
+
+
+def _centred(group: list[float]) -> list[float]:
+    mean = math.fsum(group) / len(group)
+    return [r - mean for r in group]
+
+
+def _scaled(centred: list[float], ddof: int, eps: float) -> list[float]:
+    std = math.hypot(*centred) / math.sqrt(len(centred) - ddof)
+    return [r / (std + eps) for r in centred]
+
+
+def _members(rewards: Sequence[float], group_ids: Sequence[Hashable]) -> dict[Hashable, list[int]]:
+    if len(rewards) != len(group_ids):
+        raise ValueError(f"one group id per reward, got {len(rewards)} rewards and {len(group_ids)} group ids")
+    _check_finite(rewards)
+    members: dict[Hashable, list[int]] = {}
+    for i, key in enumerate(group_ids):
+        members.setdefault(key, []).append(i)
+    return members
+
+
+def _check_finite(rewards: Sequence[float]) -> None:
+    for i, r in enumerate(rewards):
+        if not math.isfinite(r):
+            raise ValueError(f"rewards must be finite, got {r} at index {i}")
+
+
+def _check_scale(ddof: int, eps: float) -> None:
+    if ddof not in (0, 1) or not (math.isfinite(eps) and eps >= 0):
+        raise ValueError(f"ddof must be 0 or 1 and eps >= 0, got ddof={ddof}, eps={eps}")
