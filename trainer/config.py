@@ -44,7 +44,7 @@ class DataConfig:
     dev: str = ""  # pairs watched during training
     held_out: str = ""  # pairs for the reported result, read by nothing else
     label_noise: float = 0.0  # seeded share of RL pairs whose sides are flipped (figure 4)
-    embedded: EmbeddedConfig = EmbeddedConfig()
+    embedded: EmbeddedConfig = field(default_factory=EmbeddedConfig)
 
     def __post_init__(self) -> None:
         if not 0 <= self.label_noise <= 1:
@@ -150,7 +150,7 @@ class Recipe:
     num_processes: int = 0  # refuse to start with any other number; 0: whatever torchrun starts
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
-    prompt: PromptConfig = PromptConfig()
+    prompt: PromptConfig = field(default_factory=PromptConfig)
     rollout: RolloutConfig = RolloutConfig()
     sft: SftConfig = field(default_factory=SftConfig)
     grpo: GrpoConfig = field(default_factory=GrpoConfig)

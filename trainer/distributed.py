@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -55,6 +56,15 @@ class World:
         return items[self.rank :: self.size]
 
 
+def keep_freed_memory() -> None:
+    """Tells glibc to keep what is freed: on virtual machines, memory touched for the first time is slow."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:  # other C libraries have no such setting
+        trim_threshold, mmap_threshold = -1, -3
+        mallopt(trim_threshold, 2**31 - 1)
+        mallopt(mmap_threshold, 1 << 30)
+
+
 @contextmanager
 def world(num_processes: int = 0) -> Iterator[World]:
     """Joins the process group that torchrun describes, or makes a group of one.
@@ -72,6 +82,8 @@ def world(num_processes: int = 0) -> Iterator[World]:
     kind = "cuda" if torch.cuda.is_available() else "cpu"
     if kind == "cuda" and local_rank >= torch.cuda.device_count():
         raise ValueError(f"process {local_rank} of this node has no GPU; the node has {torch.cuda.device_count()}")
+    if kind == "cpu":
+        keep_freed_memory()
     device = torch.device(kind, local_rank) if kind == "cuda" else torch.device(kind)
     if kind == "cuda":
         torch.cuda.set_device(device)

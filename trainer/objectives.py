@@ -1,6 +1,6 @@
 """Losses per token. They are summed, and divided once by the step's global number of loss tokens.
 
-    T loss tokens
+T loss tokens
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ def grpo_loss(
 ) -> TokenLoss:
     """Clipped surrogate with a KL penalty (DeepSeekMath, arXiv:2402.03300, eq. 3), for every token.
 
-        ratio = exp(logprob - old_logprob)
-        loss = -min(ratio A, clip(ratio, 1 - clip_low, 1 + clip_high) A) + kl_coef k3 - entropy_coef H
-        k3 = exp(ref - logprob) - (ref - logprob) - 1
+    ratio = exp(logprob - old_logprob)
+    loss = -min(ratio A, clip(ratio, 1 - clip_low, 1 + clip_high) A) + kl_coef k3 - entropy_coef H
+    k3 = exp(ref - logprob) - (ref - logprob) - 1
     """
     ratio_T = (logprob_T - old_logprob_T).exp()
     free_T = ratio_T * advantage_T

@@ -1,11 +1,11 @@
-"""Makes a small model from nothing: a byte-level BPE tokenizer trained on given texts and a random Qwen3-shaped decoder.
+"""Makes a small model from nothing: a byte-level BPE tokenizer trained on given texts, a random Qwen3-shaped decoder.
 
 The result is an ordinary Hugging Face directory, so everything after it is the same code as for Qwen3-8B.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -13,8 +13,12 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from transformers import PreTrainedTokenizerFast
 
 from patarm_core.judgment import ALL_TAGS
+from patarm_core.pairs import JudgmentExample
+from patarm_core.prompts import pointwise
+from patarm_core.rubrics import RubricBook
 from rollout.decoder import Decoder, DecoderConfig, init_weights_
 from rollout.weights import save_decoder
+from trainer.config import Recipe
 
 _END, _TURN, _END_OF_TURN = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 # Qwen's split rule: words with their leading space, single digits, runs of punctuation, white space.
@@ -57,8 +61,41 @@ def make_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizer
     )
 
 
-def make_model(path: str | Path, config: DecoderConfig, tokenizer: PreTrainedTokenizerFast, seed: int) -> None:
+def make_model(
+    path: str | Path, config: DecoderConfig, tokenizer: PreTrainedTokenizerFast, seed: int, init_std: float = 0.02
+) -> None:
     """Writes a random model and its tokenizer as a Hugging Face directory."""
     Path(path).mkdir(parents=True, exist_ok=True)
     tokenizer.save_pretrained(path)
-    save_decoder(init_weights_(Decoder(config), seed), path, torch.float32)
+    save_decoder(init_weights_(Decoder(config), seed, init_std), path, torch.float32)
+
+
+def small_model(path: str | Path, recipe: Recipe, book: RubricBook, examples: Sequence[JudgmentExample]) -> None:
+    """Makes the small model of a recipe; its tokenizer learns from the texts that SFT will read."""
+    prompt = recipe.prompt
+    texts = [
+        text
+        for row in examples
+        for text in (
+            pointwise(row.prompt, row.response, row.task, book, rubrics=prompt.rubrics, template=prompt.template),
+            row.judgment,
+            "user\nassistant\n",  # of the chat format
+        )
+    ]
+    if not texts:
+        raise ValueError("model.path: not given, and without SFT judgments there are no texts to make a tokenizer from")
+    small = recipe.model.small
+    tokenizer = make_tokenizer(texts, small.vocab_size)
+    config = DecoderConfig(
+        vocab_size=small.vocab_size,
+        hidden_size=small.hidden_size,
+        intermediate_size=small.intermediate_size,
+        num_hidden_layers=small.num_hidden_layers,
+        num_attention_heads=small.num_attention_heads,
+        num_key_value_heads=small.num_key_value_heads,
+        head_dim=small.head_dim,
+        rope_theta=small.rope_theta,
+        tie_word_embeddings=True,
+        max_position_embeddings=small.max_position_embeddings,
+    )
+    make_model(path, config, tokenizer, recipe.seed, small.init_std)

@@ -1,0 +1,225 @@
+"""Stage `grpo`: n judgments of both sides of each pair, PAR and format rewards, group advantages, clipped surrogate."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import trange
+
+from eval.contexts import ContextBuilder
+from eval.pair_accuracy import STOP, JudgedPair, format_rates, pair_accuracy
+from kernels.philox import stream_seed
+from patarm_core import advantages
+from patarm_core.judgment import parse
+from patarm_core.pairs import Pair
+from patarm_core.par import total_rewards
+from patarm_core.sampling import PairRandomSampler, flip_sides
+from rollout.engine import Engine
+from rollout.params import Completion, SamplingParams
+from trainer.batches import Group, MicroBatch, token_logprobs
+from trainer.checkpoint import load_checkpoint_, save_checkpoint
+from trainer.config import GrpoConfig, Recipe
+from trainer.dev import DevMeter
+from trainer.distributed import World
+from trainer.learner import Learner, TokenLossFn, sharded_decoder
+from trainer.objectives import grpo_loss
+from trainer.run_folder import RunFolder, Stopwatch
+
+STAGE = "grpo"
+VALUES = ("advantage", "old_logprob")
+
+
+@dataclass(frozen=True, slots=True)
+class PairRollout:
+    """One pair's 2n completions, chosen side first, with what they earned."""
+
+    judged: JudgedPair
+    contexts: tuple[list[int], list[int]]
+    completions: list[Completion]  # 2n
+    rewards: list[float]  # 2n, R = R_PAR + R_format
+
+
+def roll_out(
+    engine: Engine, contexts: ContextBuilder, pairs: Sequence[Pair], recipe: Recipe, step: int
+) -> list[PairRollout]:
+    """Draws and rewards the judgments of a step's pairs. Noise is named by (run seed, step, pair, side)."""
+    n = recipe.rollout.num_rollouts
+    sides = [contexts.sides(pair) for pair in pairs]
+    params = [
+        SamplingParams(
+            n=n, max_tokens=recipe.rollout.max_completion_tokens, temperature=recipe.rollout.temperature, stop=STOP,
+            seed=stream_seed("rollout", recipe.seed, step, pair.source, pair.id, side),
+        )
+        for pair in pairs
+        for side in (0, 1)
+    ]  # fmt: skip
+    completions = engine.generate([context for pair in sides for context in pair], params)
+    margin_reward = recipe.grpo.margin.build()
+    rollouts = []
+    for i, pair in enumerate(pairs):
+        chosen, rejected = completions[2 * i], completions[2 * i + 1]
+        texts = [[completion.text for completion in side] for side in (chosen, rejected)]
+        judgments = [[parse(text, rubrics=recipe.prompt.rubrics) for text in side] for side in texts]
+        rewards = [reward for side in total_rewards(*judgments, margin_reward=margin_reward) for reward in side]
+        rollouts.append(PairRollout(JudgedPair(pair, *texts, *judgments), sides[i], chosen + rejected, rewards))
+    return rollouts
+
+
+def step_advantages(rewards: Sequence[float], num_pairs: int, n: int, config: GrpoConfig) -> tuple[list[float], float]:
+    """Advantages of a step's rewards over all ranks, and the share of groups without variance (lost compute)."""
+    group_ids = advantages.group_ids(num_pairs, n, config.group)
+    estimate = {
+        "grpo": advantages.group_relative,
+        "dr_grpo": advantages.dr_grpo,
+        "rloo": advantages.rloo,
+        "reinforce++": advantages.reinforce_plus_plus,
+    }[config.advantage]
+    lost = advantages.zero_variance_groups(rewards, group_ids)
+    return estimate(rewards, group_ids), len(lost) / len(set(group_ids))
+
+
+def to_groups(rollouts: Sequence[PairRollout], advantage: Sequence[float]) -> list[Group]:
+    """One group per side. A judgment's advantage holds for all of its tokens: the reward on the last, undiscounted."""
+    groups, remaining = [], iter(advantage)
+    for rollout in rollouts:
+        n = len(rollout.completions) // 2
+        for context, side in zip(rollout.contexts, (rollout.completions[:n], rollout.completions[n:]), strict=True):
+            values = {
+                "advantage": [np.full(len(c.token_ids), next(remaining), dtype=np.float32) for c in side],
+                "old_logprob": [c.logprobs for c in side],
+            }
+            groups.append(Group(context, [c.token_ids for c in side], values))
+    return groups
+
+
+def policy_loss(config: GrpoConfig, reference: torch.nn.Module | None) -> TokenLossFn:
+    def token_loss(batch: MicroBatch, logprob_T: Tensor, entropy_T: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        reference_T = None
+        if reference is not None:
+            with torch.no_grad():
+                reference_T, _ = token_logprobs(reference, batch)
+        old_T = batch.values_T["old_logprob"]
+        result = grpo_loss(
+            logprob_T, old_T, batch.values_T["advantage"], config.clip_low, config.clip_high,
+            reference_T, config.kl_coef, entropy_T, config.entropy_coef,
+        )  # fmt: skip
+        gap_T = (logprob_T - old_T).abs()
+        metrics = {
+            "entropy": entropy_T,
+            "clip_share": result.is_clipped_T,
+            "logprob_gap": gap_T,
+            "max_logprob_gap": gap_T,
+        }
+        return result.loss_T, metrics | ({"kl": result.kl_T} if reference is not None else {})
+
+    return token_loss
+
+
+def rollout_metrics(rollouts: Sequence[PairRollout]) -> dict[str, float]:
+    """What a step's judgments say, over all ranks' pairs. Reward is split into PAR and format."""
+    judged = [rollout.judged for rollout in rollouts]
+    judgments = [j for item in judged for j in (*item.chosen, *item.rejected)]
+    rewards = [reward for rollout in rollouts for reward in rollout.rewards]
+    format_reward = sum(j.format_reward for j in judgments) / len(judgments)
+    accuracy = pair_accuracy(judged, len(judged[0].chosen))
+    scores = [float(j.score) for j in judgments if j.score is not None]
+    return {
+        "reward": sum(rewards) / len(rewards),
+        "reward_par": sum(rewards) / len(rewards) - format_reward,
+        "reward_format": format_reward,
+        "pair_accuracy": accuracy.accuracy,  # share of pairs ordered right by the mean score
+        "pair_ties": accuracy.num_ties / accuracy.num_pairs,
+        "pair_unscored": accuracy.num_unscored / accuracy.num_pairs,
+        "margin": accuracy.margin if accuracy.margin is not None else 0.0,
+        "score_mean": float(np.mean(scores)) if scores else 0.0,
+        "score_std": float(np.std(scores)) if scores else 0.0,
+        **format_rates(judged),
+    }
+
+
+def sample_records(rollouts: Sequence[PairRollout], step: int, num_pairs: int) -> list[dict]:
+    """The first judgment of each side of a few pairs, for people to read."""
+    return [
+        {
+            "stage": STAGE, "step": step, "source": r.judged.pair.source, "id": r.judged.pair.id, "side": side,
+            "judgment": texts[0], "score": None if judged[0].score is None else float(judged[0].score),
+            "error": judged[0].error, "reward": r.rewards[offset],
+        }
+        for r in rollouts[:num_pairs]
+        for side, texts, judged, offset in (
+            ("chosen", r.judged.chosen_texts, r.judged.chosen, 0),
+            ("rejected", r.judged.rejected_texts, r.judged.rejected, len(r.judged.chosen)),
+        )
+    ]  # fmt: skip
+
+
+def run_grpo(
+    recipe: Recipe, folder: RunFolder, model: str, pairs: Sequence[Pair], dev: Sequence[Pair], meter: DevMeter
+) -> Learner:
+    """Trains from the Hugging Face directory `model`, which is also the reference of the KL penalty."""
+    config, world, n = recipe.grpo, meter.world, recipe.rollout.num_rollouts
+    pairs, _ = flip_sides(pairs, recipe.data.label_noise, recipe.seed)
+    sampler = PairRandomSampler(len(pairs), config.pairs_per_step, recipe.seed, world.rank, world.size)
+    num_steps = config.steps or config.epochs * sampler.steps_per_epoch
+    learner = Learner(model, recipe.model, config.optim, num_steps * config.inner_epochs, world)
+    reference = sharded_decoder(model, recipe.model, world).requires_grad_(False) if config.kl_coef else None
+    token_loss = policy_loss(config, reference)
+    first = load_checkpoint_(folder.checkpoints(STAGE), learner) if recipe.resume else 0
+    folder.rewind(STAGE, first)
+    bar = trange(first, num_steps, initial=first, total=num_steps, desc=STAGE, disable=not world.is_main)
+    for step in bar:
+        watch = Stopwatch(world.device)
+        with watch.phase("step_s"):
+            with watch.phase("sync_s"):
+                learner.copy_weights_to_(meter.engine.decoder)
+            with watch.phase("rollout_s"):
+                share = [pairs[i] for i in world.share(sampler.global_step(step))]
+                mine = roll_out(meter.engine, meter.contexts, share, recipe, step)
+            with watch.phase("reward_s"):
+                rewards_by_rank = world.gather([reward for rollout in mine for reward in rollout.rewards])
+                rewards = [reward for rank in rewards_by_rank for reward in rank]
+                advantage, lost_share = step_advantages(rewards, len(rewards) // (2 * n), n, config)
+                before = sum(len(rank) for rank in rewards_by_rank[: world.rank])
+                groups = to_groups(mine, advantage[before:])
+            with watch.phase("update_s"):
+                updates = [
+                    learner.update(
+                        groups, token_loss, config.tokens_per_micro_batch, step * config.inner_epochs + epoch, VALUES
+                    )
+                    for epoch in range(config.inner_epochs)
+                ]
+                # How far rollout and trainer disagree shows before the first update only.
+                metrics = updates[-1] | {name: value for name, value in updates[0].items() if "gap" in name}
+        metrics |= step_report(mine, world)
+        metrics["zero_advantage_groups"] = lost_share
+        metrics["tokens_per_s"] = metrics.pop("num_context_tokens") + metrics["num_tokens"]
+        metrics["tokens_per_s"] /= watch.seconds["step_s"]
+        done = step + 1
+        if config.dev_every and (done % config.dev_every == 0 or done == num_steps):
+            with watch.phase("dev_s"):
+                metrics |= meter.measure(learner, dev)
+        folder.append("metrics.jsonl", {"stage": STAGE, "step": done, **metrics, **watch.seconds})
+        folder.append("samples.jsonl", *sample_records(mine, done, config.num_sample_pairs))
+        bar.set_postfix_str(
+            f"reward {metrics['reward']:.2f} right {metrics['pair_accuracy']:.0%} valid {metrics['valid_rate']:.0%}",
+            refresh=False,
+        )
+        if done == num_steps or (config.checkpoint_every and done % config.checkpoint_every == 0):
+            save_checkpoint(folder.checkpoints(STAGE), learner, done, world)
+    return learner
+
+
+def step_report(mine: Sequence[PairRollout], world: World) -> dict[str, float]:
+    """Rollout metrics over all ranks, with lengths."""
+    everyone = [rollout for rank in world.gather(list(mine)) for rollout in rank]
+    completions = [completion for rollout in everyone for completion in rollout.completions]
+    num_tokens = [len(completion.token_ids) for completion in completions]
+    return rollout_metrics(everyone) | {
+        "completion_tokens": float(np.mean(num_tokens)),
+        "cut_short_rate": sum(c.finish_reason == "length" for c in completions) / len(completions),
+        "num_context_tokens": sum(len(context) for rollout in everyone for context in rollout.contexts),
+    }

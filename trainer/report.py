@@ -1,0 +1,108 @@
+"""What a run shows in the end: a table of held-out accuracy and time, and one picture of the curves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+
+NAMES = {"initial": "before SFT", "sft": "after SFT", "grpo": "after GRPO"}
+PHASES = ("sync_s", "rollout_s", "reward_s", "update_s")
+
+
+def accuracy_table(results: dict[str, dict]) -> str:
+    """Markdown: held-out pairwise accuracy of each model, ties counted as wrong and shown."""
+    lines = [
+        "| model | votes | accuracy | 95 % interval | ties | unscored | margin | valid judgments | pairs |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for name, result in results.items():
+        for row in result["votes"]:
+            margin = "-" if row["margin"] is None else f"{row['margin']:+.2f}"
+            cells = [
+                NAMES.get(name, name), row["votes"], f"{row['accuracy']:.1%}", f"{row['low']:.1%} - {row['high']:.1%}",
+                row["num_ties"], row["num_unscored"], margin, f"{result['valid_rate']:.1%}", row["num_pairs"],
+            ]  # fmt: skip
+            lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return "\n".join(lines)
+
+
+def task_table(results: dict[str, dict]) -> str:
+    """Markdown: accuracy by task with all votes."""
+    tasks = sorted({task for result in results.values() for task in result["by_task"]})
+    lines = ["| model | " + " | ".join(tasks) + " |", "|---|" + "---:|" * len(tasks)]
+    for name, result in results.items():
+        cells = [f"{result['by_task'][task]['accuracy']:.1%}" for task in tasks]
+        lines.append(f"| {NAMES.get(name, name)} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def time_table(records: Sequence[dict]) -> str:
+    """Markdown: median seconds of a step and of its phases, per stage."""
+    lines = ["| stage | steps | s/step | " + " | ".join(p.removesuffix("_s") for p in PHASES) + " | tokens/s |"]
+    lines.append("|---|---:|---:|" + "---:|" * (len(PHASES) + 1))
+    for stage in dict.fromkeys(record["stage"] for record in records):
+        steps = [record for record in records if record["stage"] == stage]
+        cells = [
+            f"{median(step[phase] for step in steps):.2f}" if all(phase in step for step in steps) else "-"
+            for phase in PHASES
+        ]
+        step_s, rate = (median(step[key] for step in steps) for key in ("step_s", "tokens_per_s"))
+        lines.append(f"| {stage} | {len(steps)} | {step_s:.2f} | " + " | ".join(cells) + f" | {rate:,.0f} |")
+    return "\n".join(lines)
+
+
+def draw_curves(records: Sequence[dict], results: dict[str, dict], path: Path) -> bool:
+    """Accuracy, margin, valid rate and entropy over the steps of all stages, as one PNG; False without matplotlib."""
+    try:
+        import matplotlib
+    except ImportError:
+        return False
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    panels = [
+        ("pairwise accuracy", (("pair_accuracy", "training pairs, mean of n"), ("dev_accuracy", "dev pairs"))),
+        ("margin: mean chosen - mean rejected score", (("margin", "training pairs"), ("dev_margin", "dev pairs"))),
+        ("share of valid judgments", (("valid_rate", "training pairs"), ("dev_valid_rate", "dev pairs"))),
+        ("entropy (nats per token)", (("entropy", "sampled or SFT tokens"),)),
+    ]
+    figure, axes = pyplot.subplots(2, 2, figsize=(12, 7.5), sharex=True, constrained_layout=True)
+    offsets, ends = {}, []
+    for record in records:
+        if record["stage"] not in offsets:
+            offsets[record["stage"]] = ends[-1] if ends else 0
+        ends.append(offsets[record["stage"]] + record["step"])
+    for axis, (title, curves) in zip(axes.flat, panels, strict=True):
+        for key, label in curves:
+            points = [(end, record[key]) for end, record in zip(ends, records, strict=True) if key in record]
+            if points:
+                is_sparse = key.startswith("dev_")
+                axis.plot(*zip(*points, strict=True), "o-" if is_sparse else "-", ms=4, lw=1.3, label=label)
+        axis.set_title(title, fontsize=10)
+        axis.grid(alpha=0.3)
+        for stage, offset in offsets.items():
+            axis.axvline(offset, color="gray", lw=0.8, ls=":")
+            axis.annotate(stage, (offset, 1), (3, -3), ("data", "axes fraction"), "offset points", fontsize=8, va="top")
+    stage_ends = {
+        stage: max(end for end, r in zip(ends, records, strict=True) if r["stage"] == stage) for stage in offsets
+    }
+    for name, x in {"initial": 0, **stage_ends}.items():
+        if name in results:
+            row = results[name]["votes"][-1]
+            bars = ([row["accuracy"] - row["low"]], [row["high"] - row["accuracy"]])
+            axes[0, 0].errorbar(
+                [x], [row["accuracy"]], yerr=bars, fmt="s", color="black", ms=5, capsize=4, zorder=5,
+                label=f"held-out pairs, voting@{row['votes']}, 95 %" if name == next(iter(results)) else None,
+            )  # fmt: skip
+    axes[0, 0].axhline(0.5, color="gray", lw=0.8)
+    for axis in axes.flat:
+        if axis.get_legend_handles_labels()[0]:
+            axis.legend(fontsize=8)
+    for axis in axes[1]:
+        axis.set_xlabel("optimiser step")
+    aside = path.with_name("partial-" + path.name)
+    figure.savefig(aside, dpi=110)
+    pyplot.close(figure)
+    aside.replace(path)
+    return True

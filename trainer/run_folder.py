@@ -1,0 +1,106 @@
+"""The run's folder: resolved recipe, metrics.jsonl, samples.jsonl, models, checkpoints, report. Written by rank 0."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from patarm_core.recipe import to_toml
+from trainer.config import Recipe
+from trainer.distributed import World
+
+
+class RunFolder:
+    """Paths and append-only logs of one run."""
+
+    def __init__(self, path: Path, is_writer: bool) -> None:
+        self.path, self.is_writer = path, is_writer
+
+    @classmethod
+    def open(cls, recipe: Recipe, world: World) -> RunFolder:
+        """Makes the folder `recipe.out`, or `out-2`, `out-3`, … if that holds a run; or goes on with it.
+
+        Raises:
+            ValueError: `resume` is set and there is no run to go on with.
+        """
+        path = None
+        if world.is_main:
+            path = Path(recipe.out)
+            if recipe.resume and not (path / "recipe.toml").is_file():
+                path = None
+            elif not recipe.resume:
+                number = 1
+                while path.exists() and any(path.iterdir()):
+                    number += 1
+                    path = Path(f"{recipe.out}-{number}")
+                path.mkdir(parents=True, exist_ok=True)
+                write_text(path / "recipe.toml", to_toml(recipe))
+        path = world.gather(path)[0]
+        if path is None:
+            raise ValueError(f"{recipe.out}: there is no run to resume (no recipe.toml)")
+        return cls(path, world.is_main)
+
+    def model(self, name: str) -> Path:
+        return self.path / "models" / name
+
+    def checkpoints(self, stage: str) -> Path:
+        return self.path / "checkpoints" / stage
+
+    def is_finished(self, stage: str) -> bool:
+        return (self.model(stage) / "config.json").is_file()
+
+    def append(self, file: str, *records: dict) -> None:
+        if self.is_writer and records:
+            with open(self.path / file, "a", encoding="utf-8") as log:
+                log.write("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+
+    def records(self, file: str) -> list[dict]:
+        if not (self.path / file).is_file():
+            return []
+        text = (self.path / file).read_text(encoding="utf-8")
+        # A line that a kill cut short has no newline and is dropped.
+        return [json.loads(line) for line in text[: text.rfind("\n") + 1].split("\n") if line]
+
+    def rewind(self, stage: str, step: int) -> None:
+        """Forgets what a stage logged after `step`: it will be done again."""
+        if not self.is_writer:
+            return
+        for file in ("metrics.jsonl", "samples.jsonl"):
+            if (self.path / file).is_file():
+                kept = [r for r in self.records(file) if r["stage"] != stage or r["step"] <= step]
+                write_text(self.path / file, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in kept))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file that is there as a whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(path.name + ".partial")
+    aside.write_text(text, encoding="utf-8")
+    os.replace(aside, path)
+
+
+class Stopwatch:
+    """Seconds per phase of a step, device work included."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        start = self._now()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + self._now() - start
+
+    def _now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
