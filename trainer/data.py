@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from eval.contexts import load_judgments, load_pairs
@@ -19,6 +19,18 @@ class RunData:
     pairs: list[Pair]
     dev: list[Pair]
     held_out: list[Pair]
+
+
+def embedded_files(config: DataConfig, folder: Path) -> DataConfig:
+    """The data section with the names of the files that `write_embedded` makes; a split of no pairs has none."""
+    counts = config.embedded
+    sizes = {
+        "judgments": counts.num_sft_pairs,
+        "pairs": counts.num_rl_pairs,
+        "dev": counts.num_dev_pairs,
+        "held_out": counts.num_held_out_pairs,
+    }
+    return replace(config, **{name: str(folder / f"{name}.jsonl") if size else "" for name, size in sizes.items()})
 
 
 def write_embedded(config: EmbeddedConfig, folder: Path) -> None:

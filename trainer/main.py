@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import sys
 import time
@@ -39,7 +38,7 @@ def run(recipe: Recipe) -> None:
     # Imported here so that a mistyped recipe is told in a second, not after torch has loaded.
     from rollout.engine import load_tokenizer
     from rollout.weights import save_decoder
-    from trainer.data import load_data, write_embedded
+    from trainer.data import embedded_files, load_data, write_embedded
     from trainer.dev import DevMeter
     from trainer.distributed import world as join_world
     from trainer.grpo import run_grpo
@@ -57,18 +56,11 @@ def run(recipe: Recipe) -> None:
         folder = RunFolder.open(recipe, world)
         say = print if world.is_main else (lambda *_: None)
         say(f"run folder: {folder.path}")
-        files = recipe.data
         if recipe.data.source == "embedded":
             if world.is_main:
                 write_embedded(recipe.data.embedded, folder.path / "data")
             world.gather(None)
-            files = dataclasses.replace(
-                recipe.data,
-                **{
-                    field: str(folder.path / "data" / f"{field}.jsonl")
-                    for field in ("judgments", "pairs", "dev", "held_out")
-                },
-            )
+            files = embedded_files(recipe.data, folder.path / "data")
             data = load_data(recipe, files, book)
         model = recipe.model.path
         if not model:

@@ -8,7 +8,7 @@ import math
 from dataclasses import dataclass
 from random import Random
 
-from patarm_core.embedded.tasks import LETTERS, MAX_POLISH, check, polish_of, task_of
+from patarm_core.embedded.tasks import LETTERS, MAX_POLISH, check, lines_of, polish_of, task_of
 
 TONES = ("cold", "plain", "warm", "lovely")  # by polish, 0 to MAX_POLISH
 
@@ -47,7 +47,9 @@ def judge(prompt: str, response: str, rng: Random, config: JudgeConfig) -> str:
     rubric, evaluation, tone_rubric = WORDING[task_of(prompt).name]
     if rng.random() < config.careful:
         marks = [right != (rng.random() < config.mark_noise) for right in check(prompt, response)]
-        think = " ".join(f"{letter} {'ok' if mark else 'no'}" for letter, mark in zip(LETTERS, marks))
+        # Restated, so that each mark follows from the few tokens before it and the prompt's item.
+        lines = lines_of(prompt, response) or [f"{letter})" for letter in LETTERS]
+        think = " ".join(f"{line} {'ok' if mark else 'no'}" for line, mark in zip(lines, marks))
         evaluation = f"{evaluation} {sum(marks)} of {len(marks)}"
         mean = 10 * sum(marks) / len(marks)
     else:

@@ -211,6 +211,13 @@ def _other_item(task: Task, asked: list[str], rng: Random) -> str:
             return item
 
 
+def lines_of(prompt: str, response: str) -> list[str]:
+    """What the response states at each letter, such as `a) 3+5=8`; nothing if it is of any other form."""
+    start = max(response.find("a) "), 0)
+    lines = response[start:].partition(".")[0].split("; ")
+    return lines if len(lines) == len(items_of(prompt)) else []
+
+
 def check(prompt: str, response: str) -> list[bool]:
     """Which of the prompt's items the response gets right, from the two texts alone.
 
@@ -219,10 +226,7 @@ def check(prompt: str, response: str) -> list[bool]:
     """
     task, items = task_of(prompt), items_of(prompt)
     right_answers = [task.right_answers(item) for item in items]
-    start = max(response.find("a) "), 0)
-    lines = response[start:].partition(".")[0].split("; ")
-    if len(lines) != len(items):
-        return [False] * len(items)
+    lines = lines_of(prompt, response) or [""] * len(items)
     restated = [line.rpartition(task.joint) for line in lines]
     return [
         stated == f"{letter}) {item}" and answer in right

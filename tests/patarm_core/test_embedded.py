@@ -109,7 +109,7 @@ def test_a_careful_judge_without_noise_writes_the_share_of_right_items():
     config = JudgeConfig(careful=1.0, mark_noise=0.0, score_noise=0.0)
     judgment = judge("Work out a) 3+5 b) 9-2 c) 4+4", "Sure! a) 3+5=8; b) 9-2=6; c) 4+4=8.", Random(0), config)
     assert judgment == (
-        "<think>a ok b no c ok</think>\n<generate_rubrics>right sums</generate_rubrics>\n"
+        "<think>a) 3+5=8 ok b) 9-2=6 no c) 4+4=8 ok</think>\n<generate_rubrics>right sums</generate_rubrics>\n"
         "<eval>Correctness 2 of 3</eval>\n<answer>6.5</answer>"
     )
 
