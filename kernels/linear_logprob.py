@@ -1,6 +1,6 @@
 """Log-probability and entropy of given tokens from hidden states, without logits [T, V] for the whole input.
 
-    T tokens   D model width   V vocabulary
+T tokens   D model width   V vocabulary
 """
 
 from __future__ import annotations

@@ -53,20 +53,21 @@ def sample(
     """
     z_BV = logits_BV.float()
     logprob_BV = z_BV.log_softmax(-1)
-    # p log p, 0 where p = 0 (-inf logits would give nan)
-    entropy_B = -(logprob_BV.exp() * logprob_BV.clamp_min(torch.finfo(torch.float32).min)).sum(-1)
+    probability_BV = z_BV.softmax(-1)
+    # p log p is 0 where p = 0: -inf logits would give nan.
+    entropy_B = -(probability_BV * logprob_BV.clamp_min(torch.finfo(torch.float32).min)).sum(-1)
     if temperature == 0:
         token_B = z_BV.argmax(-1)
         return Draw(token_B, _at(logprob_BV, token_B), torch.zeros_like(entropy_B), entropy_B)
-    z_BV = z_BV / temperature
-    is_filtered = top_k > 0 or top_p < 1 or min_p > 0
-    if is_filtered:
-        z_BV = z_BV.masked_fill(z_BV < _threshold(z_BV, top_k, top_p, min_p)[:, None], -torch.inf)
-    weight_BV = (z_BV - z_BV.amax(-1, keepdim=True)).exp()
-    token_B = _two_level_draw(weight_BV, *_uniforms(seed_B, sample_B, position_B))
-    logprob_B = _at(logprob_BV, token_B)
-    drawn_B = logprob_B if not is_filtered and temperature == 1 else _at(z_BV.log_softmax(-1), token_B)
-    return Draw(token_B, logprob_B, drawn_B, entropy_B)
+    uniforms = _uniforms(seed_B, sample_B, position_B)
+    if temperature == 1 and top_k == 0 and top_p == 1 and min_p == 0:
+        token_B = _two_level_draw(probability_BV, *uniforms)
+        logprob_B = _at(logprob_BV, token_B)
+        return Draw(token_B, logprob_B, logprob_B, entropy_B)
+    z_BV = (z_BV - z_BV.amax(-1, keepdim=True)) / temperature
+    z_BV = z_BV.masked_fill(z_BV < _threshold(z_BV, top_k, top_p, min_p)[:, None], -torch.inf)
+    token_B = _two_level_draw(z_BV.exp(), *uniforms)
+    return Draw(token_B, _at(logprob_BV, token_B), _at(z_BV.log_softmax(-1), token_B), entropy_B)
 
 
 def _at(x_BV: Tensor, token_B: Tensor) -> Tensor:
@@ -84,14 +85,18 @@ def _uniforms(seed_B: np.ndarray, sample_B: np.ndarray, position_B: np.ndarray) 
 def _two_level_draw(weight_BV: Tensor, u_tile_B: np.ndarray, u_token_B: np.ndarray) -> Tensor:
     """Inverse-CDF draw, float64 sums: first tile whose cumulated mass exceeds u·total, then likewise within it."""
     B, V = weight_BV.shape
-    tile = min(TILE, V)
-    weight_BNT = F.pad(weight_BV, (0, -V % tile)).unflatten(-1, (-1, tile))
-    mass_BN = weight_BNT.sum(-1, dtype=torch.float64).cumsum(-1)
     u_tile_B1, u_token_B1 = (torch.from_numpy(u).to(weight_BV.device)[:, None] for u in (u_tile_B, u_token_B))
-    tile_B = torch.searchsorted(mass_BN, u_tile_B1 * mass_BN[:, -1:], right=True)[:, 0]
-    inside_BT = weight_BNT[torch.arange(B, device=weight_BV.device), tile_B].cumsum(-1, dtype=torch.float64)
-    token_B = torch.searchsorted(inside_BT, u_token_B1 * inside_BT[:, -1:], right=True)[:, 0]
-    return tile_B * tile + token_B
+    if V <= TILE:
+        return _first_above(weight_BV.cumsum(-1, dtype=torch.float64), u_token_B1)
+    weight_BNT = F.pad(weight_BV, (0, -V % TILE)).unflatten(-1, (-1, TILE))
+    tile_B = _first_above(weight_BNT.sum(-1, dtype=torch.float64).cumsum(-1), u_tile_B1)
+    weight_BT = weight_BNT[torch.arange(B, device=weight_BV.device), tile_B]
+    return tile_B * TILE + _first_above(weight_BT.cumsum(-1, dtype=torch.float64), u_token_B1)
+
+
+def _first_above(cumulated_BX: Tensor, u_B1: Tensor) -> Tensor:
+    """The first index whose cumulated weight exceeds u times the total: never one of weight 0, as 0 < u < 1."""
+    return torch.searchsorted(cumulated_BX, u_B1 * cumulated_BX[:, -1:], right=True)[:, 0]
 
 
 def _threshold(z_BV: Tensor, top_k: int, top_p: float, min_p: float) -> Tensor:
@@ -103,7 +108,7 @@ def _threshold(z_BV: Tensor, top_k: int, top_p: float, min_p: float) -> Tensor:
         floor_B = sorted_BV[:, top_k - 1]
         sorted_BV = sorted_BV.masked_fill(sorted_BV < floor_B[:, None], -torch.inf)
     if top_p < 1:
-        probability_BV = sorted_BV.softmax(-1)
+        probability_BV = sorted_BV.softmax(-1, dtype=torch.float64)
         before_BV = probability_BV.cumsum(-1) - probability_BV  # mass of strictly better ranks
         num_kept_B = (before_BV < top_p).sum(-1).clamp_min(1)
         floor_B = torch.maximum(floor_B, _at(sorted_BV, num_kept_B - 1))

@@ -1,10 +1,12 @@
 """The rollout engine: n completions of each context, the context prefilled once.
 
-Contexts go through in waves of equal padded length. A request's arithmetic has the same shapes whatever it is batched
-with (prefix padded by its own length, at least `_MIN_ROWS` rows in every matrix product, one row after another
-elsewhere), and its noise is counter-based; so on CPU in float32 its tokens do not depend on its neighbours.
+Contexts go through in waves of equal padded length. What a request is batched with changes neither its noise, which is
+counter-based, nor its arithmetic: a context is padded by its own length alone, its samples keep their places beside one
+another, and the rows of a matrix product are many enough (`_ROWS`) for the CPU to use one kernel. So on CPU in float32
+tokens and log-probabilities are the same bits. (With more than two threads SiLU may round the ends of their shares
+differently, in the last bit.)
 
-    P contexts   R = P·n rows   L padded context length   V vocabulary
+    P contexts   R rows, at first P·n   L padded context length   D model width   V vocabulary
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from math import gcd
 from pathlib import Path
 
 import numpy as np
@@ -21,14 +24,21 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from kernels.philox import stream_seed
 from kernels.sample import Draw, sample
 from rollout.cache import WaveCache
 from rollout.decoder import Decoder
 from rollout.params import Completion, SamplingParams
+from rollout.rows import Rows
+from rollout.stops import StopFinder
 from rollout.weights import load_decoder
 
+Request = tuple[list[int], SamplingParams]
+
 _BUCKET = 32  # contexts are padded to a multiple of this
-_MIN_ROWS = 16  # below this, CPU matrix products choose other kernels, which round differently
+_ROWS = 16  # rows are decoded in multiples of this: CPU matrix products of fewer than 12 rows round in other ways
+_PREFILL_TOKENS = 4096  # in one forward pass: its intermediates stay small, and their memory is used again
+_COMPACT_BELOW = 0.75  # share of rows still open below which the others are dropped from the cache
 
 
 def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
@@ -46,7 +56,7 @@ class Engine:
             raise ValueError(f"max_rows={max_rows} must be at least 1")
         self.decoder, self.tokenizer, self.max_rows = decoder, tokenizer, max_rows
         self.device = next(decoder.parameters()).device
-        self._stops = _StopFinder(tokenizer)
+        self._stops = StopFinder(tokenizer, decoder.config.vocab_size)
 
     @classmethod
     def from_pretrained(
@@ -64,7 +74,7 @@ class Engine:
 
         Args:
             contexts: texts (tokenized as they are) or token ids.
-            params: one for all, or one per context. One for all gives context i the seed `seed + i` (mod 2^64), so
+            params: one for all, or one per context. One for all gives context i a seed derived from (seed, i), so
                 that equal contexts differ; callers that need a draw to be independent of the list pass their own.
             progress: label of a progress bar over completions; none if empty.
 
@@ -85,14 +95,16 @@ class Engine:
                 bar.update(sum(requests[i][1].n for i in wave))
         return finished
 
-    def _requests(self, contexts, params) -> list[tuple[list[int], SamplingParams]]:
+    def _requests(self, contexts, params) -> list[Request]:
         if isinstance(params, SamplingParams):
-            params = [replace(params, seed=(params.seed + i) % (1 << 64)) for i in range(len(contexts))]
+            params = [replace(params, seed=stream_seed(params.seed, i)) for i in range(len(contexts))]
         if len(params) != len(contexts):
             raise ValueError(f"{len(contexts)} contexts but {len(params)} sampling params")
         requests = []
         for index, (context, request) in enumerate(zip(contexts, params, strict=True)):
-            token_ids = self.tokenizer.encode(context, add_special_tokens=False) if isinstance(context, str) else context
+            token_ids = (
+                self.tokenizer.encode(context, add_special_tokens=False) if isinstance(context, str) else context
+            )
             limit = self.decoder.config.max_position_embeddings
             if not token_ids:
                 raise ValueError(f"context {index} is empty")
@@ -104,157 +116,101 @@ class Engine:
             requests.append((list(token_ids), request))
         return requests
 
-    def _waves(self, requests: list[tuple[list[int], SamplingParams]]) -> Iterator[list[int]]:
+    def _waves(self, requests: list[Request]) -> Iterator[list[int]]:
         """Splits requests into waves that share padded length and sampling settings; longest contexts first."""
         alike: dict[tuple, list[int]] = defaultdict(list)
         for index, (context, params) in enumerate(requests):
             alike[_padded(len(context)), replace(params, seed=0)].append(index)
         for (_, params), indices in sorted(alike.items(), key=lambda item: -item[0][0]):
-            contexts_per_wave = max(1, self.max_rows // params.n)
+            unit = _contexts_at_once(params.n)
+            contexts_per_wave = max(unit, self.max_rows // params.n // unit * unit)
             for start in range(0, len(indices), contexts_per_wave):
                 yield indices[start : start + contexts_per_wave]
 
-    def _run_wave(self, requests: list[tuple[list[int], SamplingParams]]) -> list[list[Completion]]:
+    def _run_wave(self, requests: list[Request]) -> list[list[Completion]]:
         params = requests[0][1]
-        n, num_requests = params.n, len(requests)
-        num_contexts = max(num_requests, -(-_MIN_ROWS // n))
-        padded = requests + [requests[-1]] * (num_contexts - num_requests)  # the extra ones are dropped at the end
-        rows = _Rows(padded, params, self.tokenizer.eos_token_id, self._stops)
-        cache, draw = self._prefill(padded, params, rows)
-        kept_P = torch.arange(num_contexts)
-        rows.append(draw, 0)
-        for position in range(1, params.max_tokens):
-            open_P = rows.open_contexts(num_requests)
-            if not len(open_P):
-                break
-            if max(len(open_P), -(-_MIN_ROWS // n)) <= len(kept_P) // 2:
-                kept_P = self._compact(cache, kept_P, open_P, n)
-            rows_R = (kept_P[:, None] * n + torch.arange(n)).flatten().numpy()
-            token_R1 = torch.from_numpy(rows.last_token[rows_R])[:, None].to(self.device)
-            position_R1 = torch.from_numpy(rows.length[rows_R] + position - 1)[:, None].to(self.device)
+        # Copies of the last request fill up the rows; they count as finished from the start.
+        wave = requests + [requests[-1]] * (-len(requests) % _contexts_at_once(params.n))
+        end_token_ids = [*params.stop_token_ids]
+        if self.tokenizer.eos_token_id is not None:
+            end_token_ids.append(self.tokenizer.eos_token_id)
+        rows = Rows(
+            [len(context) for context, _ in wave], [request.seed for _, request in wave], params, end_token_ids,
+            self._stops,
+        )  # fmt: skip
+        rows.is_finished_R[len(requests) * params.n :] = True
+        row_R = np.arange(len(wave) * params.n)
+        cache, logits_RV = self._prefill([context for context, _ in wave], params.n)
+        rows.append(self._sample(logits_RV, rows, row_R, params), row_R)
+        while rows.num_steps < params.max_tokens and not rows.is_finished_R.all():
+            kept_R = _rows_to_keep(rows, row_R)
+            if len(kept_R) < len(row_R):
+                cache.keep(torch.from_numpy(kept_R).to(self.device))
+                row_R = row_R[kept_R]
+            token_R1 = self._column(rows.last_token_R[row_R])
+            position_R1 = self._column(rows.length_R[row_R] + rows.num_steps - 1)
             logits_RV = self.decoder(token_R1, position_R1, cache.decode, _last_logits)
             cache.num_own += 1
-            rows.append(self._sample(logits_RV, rows, rows_R, position, params), position, rows_R)
-        return rows.completions(self.tokenizer)[:num_requests]
+            rows.append(self._sample(logits_RV, rows, row_R, params), row_R)
+        return rows.completions(self.tokenizer, len(requests))
 
-    def _prefill(self, requests, params: SamplingParams, rows: _Rows) -> tuple[WaveCache, Draw]:
-        length = [len(context) for context, _ in requests]
-        token_PL = torch.zeros(len(requests), _padded(length[0]), dtype=torch.int64)
-        for row, (context, _) in zip(token_PL, requests, strict=True):
-            row[: len(context)] = torch.tensor(context)
-        length_P = torch.tensor(length, device=self.device)
+    def _prefill(self, contexts: list[list[int]], n: int) -> tuple[WaveCache, Tensor]:
+        """The cache of these contexts, and the logits of their first tokens, n equal rows of each."""
+        length_P = torch.tensor([len(context) for context in contexts], device=self.device)
+        token_PL = torch.zeros(len(contexts), _padded(len(contexts[0])), dtype=torch.int64)
+        for row_L, context in zip(token_PL, contexts, strict=True):
+            row_L[: len(context)] = torch.tensor(context)
+        token_PL = token_PL.to(self.device)
         position_PL = torch.arange(token_PL.shape[1], device=self.device).expand_as(token_PL)
-        dtype = self.decoder.norm.weight.dtype
-        cache = WaveCache(self.decoder.config, length_P, token_PL.shape[1], params.n, params.max_tokens, dtype)
+        cache = WaveCache(length_P, token_PL.shape[1], n)
+        last_PD: list[Tensor] = []
 
-        def last_logits(hidden_PLD: Tensor, head_VD: Tensor) -> Tensor:
-            hidden_PD = hidden_PLD[torch.arange(len(length), device=self.device), length_P - 1]
-            hidden_RD = hidden_PD.repeat_interleave(params.n, 0)  # n draws from one row: also at least _MIN_ROWS
-            return F.linear(hidden_RD, head_VD)
+        def readout(hidden_PLD: Tensor, head_VD: Tensor) -> Tensor | None:
+            start = sum(map(len, last_PD))
+            last_P = length_P[start : start + len(hidden_PLD)] - 1
+            last_PD.append(hidden_PLD[torch.arange(len(last_P), device=self.device), last_P])
+            if start + len(last_P) == len(contexts):
+                return F.linear(torch.cat(last_PD).repeat_interleave(n, 0), head_VD)
+            return None
 
-        logits_RV = self.decoder(token_PL.to(self.device), position_PL, cache.prefill, last_logits)
-        return cache, self._sample(logits_RV, rows, np.arange(len(requests) * params.n), 0, params)
+        step = max(1, _PREFILL_TOKENS // token_PL.shape[1])
+        for start in range(0, len(contexts), step):
+            some = slice(start, start + step)
+            logits_RV = self.decoder(token_PL[some], position_PL[some], cache.prefill(start), readout)
+        return cache, logits_RV
 
     @staticmethod
-    def _sample(logits_RV: Tensor, rows: _Rows, rows_R: np.ndarray, position: int, params: SamplingParams) -> Draw:
+    def _sample(logits_RV: Tensor, rows: Rows, row_R: np.ndarray, params: SamplingParams) -> Draw:
         return sample(
-            logits_RV, rows.seed[rows_R], rows.sample[rows_R], np.uint64(position),
+            logits_RV, rows.seed_R[row_R], rows.sample_R[row_R], np.uint64(rows.num_steps),
             params.temperature, params.top_k, params.top_p, params.min_p,
         )  # fmt: skip
 
-    @staticmethod
-    def _compact(cache: WaveCache, kept_P: Tensor, open_P: np.ndarray, n: int) -> Tensor:
-        """Keeps the open contexts, topped up with closed ones to the least number of rows."""
-        open_P = torch.from_numpy(open_P)
-        missing = -(-_MIN_ROWS // n) - len(open_P)
-        if missing > 0:
-            closed_P = kept_P[~torch.isin(kept_P, open_P)]
-            open_P = torch.cat((open_P, closed_P[:missing])).sort().values
-        cache.keep(torch.searchsorted(kept_P, open_P))
-        return open_P
+    def _column(self, x_R: np.ndarray) -> Tensor:
+        return torch.from_numpy(x_R)[:, None].to(self.device)
 
 
-class _Rows:
-    """What has been sampled so far in a wave, row by row (context-major)."""
-
-    def __init__(self, requests, params: SamplingParams, eos_token_id: int | None, stops: _StopFinder) -> None:
-        n = params.n
-        R = len(requests) * n
-        self.params, self.stops = params, stops
-        self.seed = np.repeat(np.array([request.seed for _, request in requests], dtype=np.uint64), n)
-        self.sample = np.tile(np.arange(n, dtype=np.uint64), len(requests))
-        self.length = np.repeat(np.array([len(context) for context, _ in requests]), n)
-        self.last_token = np.zeros(R, dtype=np.int64)
-        self.num_sampled = np.zeros(R, dtype=np.int64)
-        self.is_finished = np.zeros(R, dtype=bool)
-        self.finish_reason = np.full(R, "length", dtype=object)
-        self.texts: list[str | None] = [None] * R
-        self.token_ids: list[list[int]] = [[] for _ in range(R)]
-        self.statistics: list[np.ndarray] = []  # per position float32 [3, R]
-        self.stop_ids = {*params.stop_token_ids} | ({eos_token_id} if eos_token_id is not None else set())
-
-    def append(self, draw: Draw, position: int, rows_R: np.ndarray | None = None) -> None:
-        rows_R = np.arange(len(self.is_finished)) if rows_R is None else rows_R
-        statistics = np.zeros((3, len(self.is_finished)), dtype=np.float32)
-        statistics[:, rows_R] = torch.stack((draw.logprob_B, draw.drawn_logprob_B, draw.entropy_B)).cpu().numpy()
-        self.statistics.append(statistics)
-        token_R = draw.token_B.cpu().numpy()
-        self.last_token[rows_R] = token_R
-        for row, token in zip(rows_R.tolist(), token_R.tolist(), strict=True):
-            if self.is_finished[row]:
-                continue
-            self.token_ids[row].append(token)
-            self.num_sampled[row] = position + 1
-            if token in self.stop_ids:
-                self._finish(row)
-            elif self.params.stop and self.stops.may_end(token, self.params.stop):
-                text = self.stops.cut(self.token_ids[row], self.params.stop)
-                if text is not None:
-                    self._finish(row, text)
-
-    def _finish(self, row: int, text: str | None = None) -> None:
-        self.is_finished[row], self.finish_reason[row], self.texts[row] = True, "stop", text
-
-    def open_contexts(self, num_requests: int) -> np.ndarray:
-        return np.flatnonzero(~self.is_finished.reshape(-1, self.params.n).all(1)[:num_requests])
-
-    def completions(self, tokenizer: PreTrainedTokenizerBase) -> list[list[Completion]]:
-        statistics = np.stack(self.statistics, axis=2)  # [3, R, T]
-        flat = []
-        for row, token_ids in enumerate(self.token_ids):
-            text = self.texts[row]
-            if text is None:
-                text = tokenizer.decode(token_ids, skip_special_tokens=True)
-            flat.append(Completion(token_ids, text, *statistics[:, row, : len(token_ids)], self.finish_reason[row]))
-        return [flat[start : start + self.params.n] for start in range(0, len(flat), self.params.n)]
-
-
-class _StopFinder:
-    """Finds stop strings; decodes a completion only when its newest token holds the last character of one."""
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        self._tokenizer = tokenizer
-        self._enders: dict[tuple[str, ...], frozenset[int]] = {}
-
-    def may_end(self, token: int, stop: tuple[str, ...]) -> bool:
-        if stop not in self._enders:
-            last_characters = {string[-1] for string in stop}
-            pieces = self._tokenizer.batch_decode([[i] for i in range(len(self._tokenizer))])
-            # A piece of a multi-byte character decodes to U+FFFD: it may be the end of any character.
-            self._enders[stop] = frozenset(
-                i for i, piece in enumerate(pieces) if "�" in piece or not last_characters.isdisjoint(piece)
-            )
-        return token in self._enders[stop]
-
-    def cut(self, token_ids: list[int], stop: tuple[str, ...]) -> str | None:
-        """The text up to the end of the first stop string in it, or None."""
-        text = self._tokenizer.decode(token_ids, skip_special_tokens=True)
-        ends = [start + len(string) for string in stop if (start := text.find(string)) >= 0]
-        return text[: min(ends)] if ends else None
+def _rows_to_keep(rows: Rows, row_R: np.ndarray) -> np.ndarray:
+    """Indices into `row_R`: all of them, or if few enough are open, the open ones filled up with finished ones."""
+    is_finished_R = rows.is_finished_R[row_R]
+    open_R = np.flatnonzero(~is_finished_R)
+    num_kept = -(-len(open_R) // _ROWS) * _ROWS
+    if num_kept > _COMPACT_BELOW * len(row_R):
+        return np.arange(len(row_R))
+    finished_R = np.flatnonzero(is_finished_R)
+    # First those whose context stays anyway.
+    has_open_R = np.isin(rows.context_R[row_R[finished_R]], rows.context_R[row_R[open_R]])
+    filler_R = finished_R[np.argsort(~has_open_R, kind="stable")][: num_kept - len(open_R)]
+    return np.sort(np.concatenate((open_R, filler_R)))
 
 
 def _last_logits(hidden_R1D: Tensor, head_VD: Tensor) -> Tensor:
     return F.linear(hidden_R1D[:, 0], head_VD)
+
+
+def _contexts_at_once(n: int) -> int:
+    """The least number of contexts whose rows are a multiple of `_ROWS`."""
+    return _ROWS // gcd(_ROWS, n)
 
 
 def _padded(length: int) -> int:

@@ -23,9 +23,7 @@ from rollout.decoder import Decoder, DecoderConfig
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
-def load_decoder(
-    path: str | Path, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
-) -> Decoder:
+def load_decoder(path: str | Path, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> Decoder:
     """Builds the decoder of a Hugging Face directory on the meta device and streams its weights to `device`."""
     with torch.device("meta"):
         decoder = Decoder(DecoderConfig.from_pretrained(path)).to(dtype)
