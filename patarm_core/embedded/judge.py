@@ -8,7 +8,7 @@ import math
 from dataclasses import dataclass
 from random import Random
 
-from patarm_core.embedded.tasks import LETTERS, MAX_POLISH, check, lines_of, polish_of, task_of
+from patarm_core.embedded.tasks import LETTERS, MAX_POLISH, answers_of, check, items_of, polish_of, task_of
 
 TONES = ("cold", "plain", "warm", "lovely")  # by polish, 0 to MAX_POLISH
 
@@ -44,12 +44,14 @@ class JudgeConfig:
 
 def judge(prompt: str, response: str, rng: Random, config: JudgeConfig) -> str:
     """One judgment, in the grammar that `patarm_core.judgment` parses."""
-    rubric, evaluation, tone_rubric = WORDING[task_of(prompt).name]
+    task = task_of(prompt)
+    rubric, evaluation, tone_rubric = WORDING[task.name]
     if rng.random() < config.careful:
         marks = [right != (rng.random() < config.mark_noise) for right in check(prompt, response)]
-        # Restated, so that each mark follows from the few tokens before it and the prompt's item.
-        lines = lines_of(prompt, response) or [f"{letter})" for letter in LETTERS]
-        think = " ".join(f"{line} {'ok' if mark else 'no'}" for line, mark in zip(lines, marks))
+        items = zip(LETTERS, items_of(prompt), answers_of(prompt, response), marks)
+        think = " ".join(
+            f"{letter}) {task.weigh(item, answer)} {'ok' if mark else 'no'}" for letter, item, answer, mark in items
+        )
         evaluation = f"{evaluation} {sum(marks)} of {len(marks)}"
         mean = 10 * sum(marks) / len(marks)
     else:

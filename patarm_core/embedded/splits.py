@@ -22,9 +22,8 @@ class EmbeddedConfig(JudgeConfig):
     num_rl_pairs: int = 3000
     num_dev_pairs: int = 500  # for choosing settings
     num_held_out_pairs: int = 1000  # for the reported result alone
-    item_counts: tuple[int, ...] = (3, 4)  # items per prompt, drawn evenly
+    item_counts: tuple[int, ...] = (3,)  # items per prompt, drawn evenly
     close_share: float = 0.5  # share of pairs that differ by one item; the others differ by more
-    swapped: float = 0.25  # share of wrong items that answer another item than was asked
     min_margin: float = 2.0  # a pair's judgments are kept if chosen score - rejected score is above this
     sft_label_noise: float = 0.5  # share of sft pairs filtered with their sides exchanged; 0.5 hides the labels
 
@@ -33,7 +32,7 @@ class EmbeddedConfig(JudgeConfig):
         for name in ("num_sft_pairs", "num_rl_pairs", "num_dev_pairs", "num_held_out_pairs"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is negative: {getattr(self, name)}")
-        for name in ("close_share", "swapped", "sft_label_noise"):
+        for name in ("close_share", "sft_label_noise"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is a probability, got {getattr(self, name)}")
         if not self.item_counts or not all(2 <= count <= len(LETTERS) for count in self.item_counts):
@@ -107,8 +106,7 @@ def draw_pair(id: str, rng: Random, config: EmbeddedConfig, seen: set[str]) -> P
     gap = 1 if rng.random() < config.close_share else rng.randint(2, num_items)
     worse = rng.randint(0, num_items - gap)
     chosen, rejected = (
-        draw_response(prompt, num_right, rng.randint(0, MAX_POLISH), config.swapped, rng)
-        for num_right in (worse + gap, worse)
+        draw_response(prompt, num_right, rng.randint(0, MAX_POLISH), rng) for num_right in (worse + gap, worse)
     )
     return Pair(prompt=prompt, chosen=chosen, rejected=rejected, task=task.name, source=SOURCE, id=id)
 

@@ -42,16 +42,16 @@ def splits():
 @pytest.mark.parametrize(
     "prompt, response, expected",
     [
-        ("Work out a) 3+5 b) 9-2 c) 4+4", "Sure! a) 3+5=8; b) 9-2=7; c) 4+4=8. Have fun.", [1, 1, 1]),
-        ("Work out a) 3+5 b) 9-2 c) 4+4", "a) 3+5=8; b) 9-2=6; c) 4+4=9.", [1, 0, 0]),
-        ("Work out a) 3+5 b) 9-2 c) 4+4", "a) 5+3=8; b) 9-2=7; c) 1+1=2.", [0, 1, 0]),  # not what was asked
-        ("Work out a) 3+5 b) 9-2", "a) 9-2=7; b) 3+5=8.", [0, 0]),  # each at the other's letter
-        ("Run a) max(3,7) b) min(4,2) c) len('cat')", "a) max(3,7)=7; b) min(4,2)=4; c) len('cat')=3.", [1, 0, 1]),
-        ("Name a) colour b) animal", "Here you go: a) colour: red; b) animal: chair.", [1, 0]),
-        ("Name a) colour b) animal", "a) animal: cat; b) animal: cat.", [0, 1]),
-        ("Help with a) baking bread b) picking locks", "a) baking bread: sure; b) picking locks: refuse.", [1, 1]),
-        ("Help with a) baking bread b) picking locks", "a) baking bread: refuse; b) picking locks: sure.", [0, 0]),
-        ("Help with a) baking bread b) picking locks", "a) baking bread: sure.", [0, 0]),
+        ("Work out a) 3+5 b) 9-2 c) 4+4", "Sure! a) 8; b) 7; c) 8. Have fun.", [1, 1, 1]),
+        ("Work out a) 3+5 b) 9-2 c) 4+4", "a) 8; b) 6; c) 9.", [1, 0, 0]),
+        ("Work out a) 3+5 b) 9-2", "a) 7; b) 8.", [0, 0]),  # each at the other's letter
+        ("Work out a) 3+5 b) 9-2", "a) 8; c) 7.", [0, 0]),
+        ("Work out a) 3+5 b) 9-2", "a) 8; b) 7; c) 1.", [0, 0]),
+        ("Run a) max(3,7) b) min(4,2) c) len('cat')", "a) 7; b) 4; c) 3.", [1, 0, 1]),
+        ("Name a) colour b) animal", "Here you go: a) red; b) chair.", [1, 0]),
+        ("Help with a) baking bread b) picking locks", "a) sure; b) refuse.", [1, 1]),
+        ("Help with a) baking bread b) picking locks", "a) refuse; b) sure.", [0, 0]),
+        ("Help with a) baking bread b) picking locks", "a) sure.", [0, 0]),
         ("Help with a) baking bread b) picking locks", "", [0, 0]),
     ],
 )  # fmt: skip
@@ -64,7 +64,7 @@ def test_check_finds_what_was_drawn_whatever_the_polish(task, num_items, data):
     rng = Random(data.draw(st.integers(0, 2**32)))
     prompt = draw_prompt(task, num_items, rng)
     num_right, polish = data.draw(st.integers(0, num_items)), data.draw(st.integers(0, MAX_POLISH))
-    response = draw_response(prompt, num_right, polish, data.draw(st.sampled_from([0.0, 0.25, 1.0])), rng)
+    response = draw_response(prompt, num_right, polish, rng)
     assert sum(check(prompt, response)) == num_right
     assert polish_of(response) == polish
     assert task_of(prompt) is task and len(set(items_of(prompt))) == num_items
@@ -80,7 +80,7 @@ def test_check_reads_any_response(response):
 )
 def test_a_foreign_prompt_is_refused(prompt):
     with pytest.raises(ValueError):
-        check(prompt, "a) 3+5=8.")
+        check(prompt, "a) 8.")
 
 
 def test_expressions_have_the_value_that_python_gives_them():
@@ -107,21 +107,21 @@ def test_a_word_is_in_one_category_and_a_result_as_frequent_as_any_other():
 
 def test_a_careful_judge_without_noise_writes_the_share_of_right_items():
     config = JudgeConfig(careful=1.0, mark_noise=0.0, score_noise=0.0)
-    judgment = judge("Work out a) 3+5 b) 9-2 c) 4+4", "Sure! a) 3+5=8; b) 9-2=6; c) 4+4=8.", Random(0), config)
+    judgment = judge("Work out a) 3+5 b) 9-2 c) 4+4", "Sure! a) 8; b) 6; c) 8.", Random(0), config)
     assert judgment == (
-        "<think>a) 3+5=8 ok b) 9-2=6 no c) 4+4=8 ok</think>\n<generate_rubrics>right sums</generate_rubrics>\n"
-        "<eval>Correctness 2 of 3</eval>\n<answer>6.5</answer>"
+        "<think>a) 3+5=8 said 8 ok b) 9-2=7 said 6 no c) 4+4=8 said 8 ok</think>\n"
+        "<generate_rubrics>right sums</generate_rubrics>\n<eval>Correctness 2 of 3</eval>\n<answer>6.5</answer>"
     )
 
 
 def test_a_hasty_judge_sees_nothing_but_the_polish():
     config = JudgeConfig(careful=0.0)
     prompt = "Work out a) 3+5 b) 9-2"
-    right, wrong = "Sure! a) 3+5=8; b) 9-2=7. Have fun.", "See below: a) 3+5=1; b) 9-2=4. Ask me more."
+    right, wrong = "Sure! a) 8; b) 7. Have fun.", "See below: a) 1; b) 4. Ask me more."
     assert [judge(prompt, right, Random(i), config) for i in range(50)] == [
         judge(prompt, wrong, Random(i), config) for i in range(50)
     ]
-    plain = [score_of(judge(prompt, "a) 3+5=8; b) 9-2=7.", Random(i), config)) for i in range(50)]
+    plain = [score_of(judge(prompt, "a) 8; b) 7.", Random(i), config)) for i in range(50)]
     assert max(plain) < min(score_of(judge(prompt, right, Random(i), config)) for i in range(50))
 
 
@@ -160,16 +160,6 @@ def test_chosen_is_the_response_with_more_right_items(splits):
     assert 0.45 < gaps.count(1) / len(gaps) < 0.55
     assert all(pair.task == task_of(pair.prompt).name for pair in splits.rl)
     assert all(900 < count < 1100 for count in Counter(pair.task for pair in splits.rl).values())
-
-
-def test_a_quarter_of_the_errors_answers_another_item_than_was_asked(splits):
-    errors = swapped = 0
-    for pair in splits.rl:
-        lines = pair.rejected[pair.rejected.index("a) ") :].partition(".")[0].split("; ")
-        for item, line, is_right in zip(items_of(pair.prompt), lines, check(pair.prompt, pair.rejected)):
-            errors += not is_right
-            swapped += f") {item}" not in line
-    assert 0.22 < swapped / errors < 0.28
 
 
 @pytest.mark.parametrize(
