@@ -33,7 +33,7 @@ def linear_logprob(
     if hidden_TD.shape[0] <= chunk:
         return linear_logprob_ref(hidden_TD, weight_VD, token_T)
     parts = [
-        checkpoint(linear_logprob_ref, hidden, weight_VD, token, use_reentrant=False)
+        checkpoint(linear_logprob_ref, hidden, weight_VD, token, use_reentrant=False, preserve_rng_state=False)
         for hidden, token in zip(hidden_TD.split(chunk), token_T.split(chunk), strict=True)
     ]
     logprobs, entropies = zip(*parts, strict=True)

@@ -58,7 +58,8 @@ class WaveCache:
         prefix_KPML = (self._spread(q_KRGC).view(K, P, -1, C) @ k_KPLC.transpose(-1, -2)).add_(self._bias_P1L)
         prefix_KRGL = self._gather(prefix_KPML.view(K, P * self._n, -1, L))
         own_KRGS = q_KRGC @ k_KRSC.transpose(-1, -2)
-        weight_KRGX = torch.cat((prefix_KRGL, own_KRGS), -1).softmax(-1, dtype=torch.float32).to(q_R1HC.dtype)
+        softmax_dtype = torch.promote_types(q_R1HC.dtype, torch.float32)
+        weight_KRGX = torch.cat((prefix_KRGL, own_KRGS), -1).softmax(-1, dtype=softmax_dtype).to(q_R1HC.dtype)
         prefix_KRGL, own_KRGS = weight_KRGX.split((L, S), -1)
 
         o_KPMC = self._spread(prefix_KRGL).view(K, P, -1, L) @ v_KPLC

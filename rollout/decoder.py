@@ -9,6 +9,7 @@ other operation, so that the rollout's log-probabilities and the trainer's are o
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -47,6 +48,9 @@ class DecoderConfig:
     max_position_embeddings: int = 40_960
 
     def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            if field.name != "tie_word_embeddings" and not getattr(self, field.name) > 0:
+                raise ValueError(f"{field.name}={getattr(self, field.name)} must be positive")
         if self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(
                 f"num_attention_heads={self.num_attention_heads} is no multiple of "
@@ -63,38 +67,40 @@ class DecoderConfig:
             raw = json.loads(file.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise ValueError(f"{file}: no such file; a model is a Hugging Face directory with config.json") from None
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{file}:{error.lineno}: not JSON: {error.msg}") from None
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise ValueError(f"{file}: not JSON: {error}") from None
+        if not isinstance(raw, dict):
+            raise ValueError(f"{file}: not a JSON object")
         if raw.get("model_type") != "qwen3":
             raise ValueError(f"{file}: model_type: {raw.get('model_type')!r} is not supported; 'qwen3' is")
         # transformers 5 nests the rotary settings; version 4 wrote rope_theta and rope_scaling beside the rest.
-        rope = raw.get("rope_parameters") or {"rope_theta": raw.get("rope_theta", cls.rope_theta)}
-        scaling = raw.get("rope_scaling") or {}
-        rope_type = rope.get("rope_type", scaling.get("rope_type", scaling.get("type", "default")))
+        rope = raw.get("rope_scaling") or {}
+        rope = {"rope_theta": raw.get("rope_theta"), "rope_type": rope.get("type", "default"), **rope}
+        rope |= raw.get("rope_parameters") or {}
         for field, found, wanted in (
-            ("rope_type", rope_type, "default"),
+            ("rope_type", rope["rope_type"], "default"),
             ("hidden_act", raw.get("hidden_act", "silu"), "silu"),
             ("attention_bias", raw.get("attention_bias", False), False),
             ("use_sliding_window", raw.get("use_sliding_window", False), False),
+            ("layer_types", sorted({*(raw.get("layer_types") or ()), "full_attention"}), ["full_attention"]),
         ):
             if found != wanted:
                 raise ValueError(f"{file}: {field}: {found!r} is not supported; {wanted!r} is")
+        values = {**raw, "rope_theta": rope["rope_theta"]}
+        values.setdefault("tie_word_embeddings", False)
+        found = {}
+        for field in dataclasses.fields(cls):
+            value = values.get(field.name)
+            if value is None:
+                raise ValueError(f"{file}: {field.name}: missing")
+            # With postponed annotations a field's type is its name. Whole floats are written as integers by some.
+            if type(value).__name__ != field.type and not (field.type == "float" and type(value) is int):
+                raise ValueError(f"{file}: {field.name}: {value!r} is not of type {field.type}")
+            found[field.name] = value
         try:
-            return cls(
-                vocab_size=raw["vocab_size"],
-                hidden_size=raw["hidden_size"],
-                intermediate_size=raw["intermediate_size"],
-                num_hidden_layers=raw["num_hidden_layers"],
-                num_attention_heads=raw["num_attention_heads"],
-                num_key_value_heads=raw.get("num_key_value_heads", raw["num_attention_heads"]),
-                head_dim=raw.get("head_dim") or raw["hidden_size"] // raw["num_attention_heads"],
-                rope_theta=float(rope["rope_theta"]),
-                rms_norm_eps=raw.get("rms_norm_eps", cls.rms_norm_eps),
-                tie_word_embeddings=raw.get("tie_word_embeddings", False),
-                max_position_embeddings=raw.get("max_position_embeddings", cls.max_position_embeddings),
-            )
-        except KeyError as error:
-            raise ValueError(f"{file}: {error.args[0]}: missing") from None
+            return cls(**found)
+        except ValueError as error:
+            raise ValueError(f"{file}: {error}") from None
 
     def to_hf(self, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
         """`config.json` that `transformers` versions 4 and 5 both read as Qwen3."""
@@ -131,7 +137,7 @@ class DecoderConfig:
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) * weight, the mean square in float32."""
+    """x / rms(x) * weight, the mean square in float32 or better."""
 
     def __init__(self, width: int, eps: float) -> None:
         super().__init__()
@@ -140,7 +146,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         # Not F.rms_norm: for bf16 input it multiplies by the weight before rounding, the published models after.
-        x32 = x.float()
+        x32 = x.to(torch.promote_types(x.dtype, torch.float32))
         x32 = x32 * torch.rsqrt(x32.square().mean(-1, keepdim=True) + self.eps)
         return self.weight * x32.to(x.dtype)
 

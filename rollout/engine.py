@@ -101,6 +101,7 @@ class Engine:
         if len(params) != len(contexts):
             raise ValueError(f"{len(contexts)} contexts but {len(params)} sampling params")
         requests = []
+        limit = self.decoder.config.max_position_embeddings
         for index, (context, request) in enumerate(zip(contexts, params, strict=True)):
             token_ids = (
                 self.tokenizer.encode(context, add_special_tokens=False) if isinstance(context, str) else context

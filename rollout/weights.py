@@ -1,4 +1,4 @@
-"""Weights between Hugging Face directories and a `Decoder`: safetensors, one file or sharded, streamed tensor by tensor.
+"""Weights between Hugging Face directories and a `Decoder`: safetensors, one file or sharded, tensor by tensor.
 
 A sharded (FSDP2) decoder reads only its own slices, so no rank holds a second full copy.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,7 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 from rollout.decoder import Decoder, DecoderConfig
 
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_IS_OURS = re.compile(r"config\.json|model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json")
 
 
 def load_decoder(path: str | Path, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> Decoder:
@@ -70,7 +72,7 @@ def load_weights_(decoder: Decoder, path: str | Path) -> None:
 
 
 def full_tensors(decoder: Decoder) -> Iterator[tuple[str, Tensor]]:
-    """Yields (our name, full detached tensor) one by one; on a sharded decoder a collective that every rank must run."""
+    """Yields (our name, full detached tensor) one by one; on a sharded decoder a collective that all ranks run."""
     for name, parameter in decoder.named_parameters():
         tensor = parameter.detach()
         yield name, tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
@@ -84,65 +86,81 @@ def save_decoder(
     max_shard_bytes: int = 4 << 30,
     is_writer: bool = True,
 ) -> None:
-    """Writes a Hugging Face directory that `AutoModelForCausalLM` reads; files appear whole or not at all.
+    """Writes a Hugging Face directory that `AutoModelForCausalLM` reads, aside, and moves it into place when whole.
 
-    The directory is made aside and renamed into place. Files that are there already and are not weights (a tokenizer)
-    are kept. Every rank of a sharded decoder calls this, one of them with `is_writer`.
+    What else is in the directory already (a tokenizer) is kept. Every rank of a sharded decoder calls this, one of
+    them with `is_writer`.
     """
     path = Path(path)
     aside = path.with_name(path.name + ".partial")
     if is_writer:
+        _restore(path)
         shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
         if path.is_dir():
-            for file in path.iterdir():
-                if file.is_file() and not file.name.startswith("model") and file.name != "config.json":
-                    shutil.copy2(file, aside / file.name)
-    shards: list[dict[str, Tensor]] = [{}]
+            shutil.copytree(path, aside, ignore=lambda _, names: [name for name in names if _IS_OURS.fullmatch(name)])
+        aside.mkdir(parents=True, exist_ok=True)
+    shards: list[list[str]] = []
     num_bytes = 0
-    names: list[list[str]] = []
-
-    def flush() -> None:
-        names.append(list(shards[-1]))
+    for shard in _shards(decoder, dtype, max_shard_bytes, is_writer):
+        shards.append(list(shard))
         if is_writer:
-            save_file(shards[-1], aside / f"shard-{len(names):05d}", metadata={"format": "pt"})
-        shards[-1] = {}
-
-    total, dtype_written = 0, torch.float32
-    for name, tensor in full_tensors(decoder):
-        tensor = tensor.to("cpu", dtype or tensor.dtype).contiguous()
-        size = tensor.numel() * tensor.element_size()
-        if shards[-1] and num_bytes + size > max_shard_bytes:
-            flush()
-            num_bytes = 0
-        shards[-1][_hf_name(name)] = tensor
-        num_bytes, total, dtype_written = num_bytes + size, total + size, tensor.dtype
-    flush()
+            save_file(shard, aside / f"shard-{len(shards)}", metadata={"format": "pt"})
+            num_bytes += sum(tensor.nbytes for tensor in shard.values())
+            dtype = next(iter(shard.values())).dtype
     if not is_writer:
         return
-    if len(names) == 1:
-        os.replace(aside / "shard-00001", aside / _SINGLE)
+    if len(shards) == 1:
+        os.replace(aside / "shard-1", aside / _SINGLE)
     else:
         weight_map = {}
-        for number, shard in enumerate(names, 1):
-            file = f"model-{number:05d}-of-{len(names):05d}.safetensors"
-            os.replace(aside / f"shard-{number:05d}", aside / file)
-            weight_map |= dict.fromkeys(shard, file)
-        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        (aside / _INDEX).write_text(json.dumps(index, indent=1), encoding="utf-8")
-    config = decoder.config.to_hf(dtype_written)
-    (aside / "config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
+        for number, names in enumerate(shards, 1):
+            file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+            os.replace(aside / f"shard-{number}", aside / file)
+            weight_map |= dict.fromkeys(names, file)
+        _write_json(aside / _INDEX, {"metadata": {"total_size": num_bytes}, "weight_map": weight_map})
+    _write_json(aside / "config.json", decoder.config.to_hf(dtype))
     replace_directory(aside, path)
 
 
 def replace_directory(aside: Path, path: Path) -> None:
-    """Moves a finished directory over `path`; an interruption leaves the old one or the new one, never a mixture."""
-    old = path.with_name(path.name + ".old")
+    """Moves a finished directory over `path`.
+
+    A directory cannot be renamed over another in one step: between two renames the old one is at `path`.old, and stays
+    there if the process dies; the next call puts it back.
+    """
+    old = _restore(path)
     shutil.rmtree(old, ignore_errors=True)
     if path.exists():
         os.replace(path, old)
     os.replace(aside, path)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _restore(path: Path) -> Path:
+    old = path.with_name(path.name + ".old")
+    if old.exists() and not path.exists():
+        os.replace(old, path)
+    return old
+
+
+def _shards(
+    decoder: Decoder, dtype: torch.dtype | None, max_bytes: int, is_kept: bool
+) -> Iterator[dict[str, Tensor | None]]:
+    """Tensors by their Hugging Face names, in groups of at most `max_bytes`; without `is_kept` only the names."""
+    shard: dict[str, Tensor | None] = {}
+    num_bytes = 0
+    for name, tensor in full_tensors(decoder):
+        size = tensor.numel() * (dtype or tensor.dtype).itemsize
+        if shard and num_bytes + size > max_bytes:
+            yield shard
+            shard, num_bytes = {}, 0
+        shard[_hf_name(name)] = tensor.to("cpu", dtype or tensor.dtype).contiguous() if is_kept else None
+        num_bytes += size
+    yield shard
+
+
+def _write_json(file: Path, value: object) -> None:
+    file.write_text(json.dumps(value, indent=1), encoding="utf-8")
 
 
 def _hf_name(name: str) -> str:
@@ -151,17 +169,21 @@ def _hf_name(name: str) -> str:
 
 def _tensors(path: Path) -> Iterator[tuple[Path, str]]:
     """(file, tensor name) of every tensor in a directory."""
-    if (path / _INDEX).is_file():
-        weight_map: dict[str, str] = json.loads((path / _INDEX).read_text(encoding="utf-8"))["weight_map"]
-        files = sorted({path / file for file in weight_map.values()})
-    else:
-        files = [path / _SINGLE]
+    index = path / _INDEX
+    files = [path / _SINGLE]
+    if index.is_file():
+        try:
+            files = sorted(
+                {path / file for file in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
+            )
+        except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, AttributeError):
+            raise ValueError(f"{index}: not an index of shards: a JSON object with weight_map is expected") from None
     for file in files:
         if not file.is_file():
             raise ValueError(f"{file}: no such file; weights are read from {_SINGLE} or from {_INDEX} and its shards")
         try:
             with safe_open(file, framework="pt") as shard:
                 names = list(shard.keys())
-        except SafetensorError as error:
+        except (SafetensorError, OSError) as error:
             raise ValueError(f"{file}: not a complete safetensors file: {error}") from None
         yield from ((file, name) for name in names)

@@ -7,6 +7,8 @@ from hypothesis import settings
 
 # Read by torch when it is first imported, by us or by a process that a test starts.
 os.environ.setdefault("OMP_NUM_THREADS", "2")
+# A thread that spins at a barrier takes the core that the other one waits for, many times over on a shared machine.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 settings.register_profile("patarm", deadline=None)
 settings.register_profile("patarm-ci", deadline=None, derandomize=True, print_blob=True)
