@@ -28,11 +28,13 @@ def load_rubrics(file: str) -> RubricBook:
 
 
 def read_text(file: str | Path) -> str:
-    """The text of a file; a ValueError of one line if it is not there or not UTF-8."""
+    """The text of a file; a ValueError of one line if it cannot be read or is not UTF-8."""
     try:
         return Path(file).read_text(encoding="utf-8")
-    except (FileNotFoundError, IsADirectoryError):
+    except FileNotFoundError:
         raise ValueError(f"{file}: no such file") from None
+    except OSError as error:
+        raise ValueError(f"{file}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise ValueError(f"{file}: not UTF-8 at byte {error.start}") from None
 
@@ -59,9 +61,7 @@ class ContextBuilder:
         Raises:
             ValueError: the context is longer than `max_context_tokens`; `name` says which item.
         """
-        text = pointwise(
-            prompt, response, task, self.book, rubrics=self.config.rubrics, template=self.config.template
-        )
+        text = pointwise(prompt, response, task, self.book, rubrics=self.config.rubrics, template=self.config.template)
         chat = self.tokenizer.apply_chat_template(
             [{"role": "user", "content": text}], add_generation_prompt=True, tokenize=False
         )

@@ -21,3 +21,30 @@ def pytest_runtest_setup(item):
 
         if not torch.cuda.is_available():
             pytest.skip("needs a CUDA device")
+
+
+@pytest.fixture(scope="session")
+def tiny_files(tmp_path_factory):
+    """The data of tests/tiny_runs.py, by the recipe key that names each file."""
+    from tests.tiny_runs import write_files
+
+    return write_files(tmp_path_factory.mktemp("tiny_files"))
+
+
+@pytest.fixture(scope="session")
+def tiny_judge(tiny_files, tmp_path_factory):
+    """A Hugging Face directory: a judge that has learned the format, and that scores good above bad now and then."""
+    from tests.tiny_runs import settings, train
+
+    out = tmp_path_factory.mktemp("tiny_judge") / "run"
+    train(settings(tiny_files) | {"out": out, "stages": ["sft"], "sft.steps": 60, "data.held_out": ""})
+    return out / "models" / "sft"
+
+
+@pytest.fixture
+def one_process():
+    """A process group of one."""
+    from trainer.distributed import world
+
+    with world() as alone:
+        yield alone

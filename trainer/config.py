@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
 from eval.contexts import PromptConfig
 from patarm_core.embedded.splits import EmbeddedConfig
 from patarm_core.par import MarginReward, constant, graded
+
+
+def _check(config: object, is_right: Callable[[float], bool], right: str, *names: str) -> None:
+    for name in names:
+        if not is_right(getattr(config, name)):
+            raise ValueError(f"{name}={getattr(config, name)} must be {right}")
+
+
+def _is_at_least(least: float) -> Callable[[float], bool]:
+    return lambda value: least <= value < math.inf
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,6 +36,12 @@ class SmallModelConfig:
     max_position_embeddings: int = 1024
     rope_theta: float = 10_000.0
     init_std: float = 0.05
+
+    def __post_init__(self) -> None:
+        counts = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+        counts += ("num_key_value_heads", "head_dim", "max_position_embeddings")
+        _check(self, _is_at_least(1), "at least 1", *counts)
+        _check(self, lambda value: 0 < value < math.inf, "positive", "rope_theta", "init_std")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,8 +65,10 @@ class DataConfig:
     embedded: EmbeddedConfig = field(default_factory=EmbeddedConfig)
 
     def __post_init__(self) -> None:
-        if not 0 <= self.label_noise <= 1:
-            raise ValueError(f"label_noise={self.label_noise} must be in [0, 1]")
+        _check(self, lambda share: 0 <= share <= 1, "in [0, 1]", "label_noise")
+        named = [name for name in ("judgments", "pairs", "dev", "held_out") if getattr(self, name)]
+        if self.source == "embedded" and named:
+            raise ValueError(f'{named[0]}: with source = "embedded" no file is read; set source = "files"')
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,10 +84,9 @@ class OptimConfig:
     grad_clip: float = 1.0  # of the global gradient norm
 
     def __post_init__(self) -> None:
-        if not self.lr > 0:
-            raise ValueError(f"lr={self.lr} must be positive")
-        if not self.grad_clip > 0:
-            raise ValueError(f"grad_clip={self.grad_clip} must be positive")
+        _check(self, lambda value: 0 < value < math.inf, "positive", "lr", "grad_clip")
+        _check(self, _is_at_least(0), "at least 0", "final_lr", "warmup_steps", "weight_decay")
+        _check(self, lambda betas: all(0 <= beta < 1 for beta in betas), "two numbers in [0, 1)", "betas")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,6 +98,10 @@ class SftConfig:
     dev_every: int = 0  # steps between measurements on the dev pairs; 0: none
     checkpoint_every: int = 0  # steps; the end of the stage always makes one
     optim: OptimConfig = OptimConfig(lr=1.5e-6, final_lr=1.5e-7)  # table 7, 8B
+
+    def __post_init__(self) -> None:
+        _check(self, _is_at_least(0), "at least 0", "steps", "dev_every", "checkpoint_every")
+        _check(self, _is_at_least(1), "at least 1", "epochs", "rows_per_step", "tokens_per_micro_batch")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -102,6 +125,10 @@ class RolloutConfig:
     temperature: float = 1.0  # other values bias the importance ratio
     max_rows: int = 512  # rollouts decoded side by side on one rank
 
+    def __post_init__(self) -> None:
+        _check(self, _is_at_least(1), "at least 1", "num_rollouts", "max_completion_tokens", "max_rows")
+        _check(self, lambda value: 0 < value < math.inf, "positive", "temperature")
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GrpoConfig:
@@ -123,9 +150,11 @@ class GrpoConfig:
     optim: OptimConfig = OptimConfig(lr=5e-7, schedule="constant")  # table 7, 8B
 
     def __post_init__(self) -> None:
-        for name in ("pairs_per_step", "inner_epochs", "tokens_per_micro_batch"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        _check(self, _is_at_least(0), "at least 0", "steps", "dev_every", "checkpoint_every", "num_sample_pairs")
+        _check(self, _is_at_least(0), "at least 0", "clip_low", "clip_high", "kl_coef", "entropy_coef")
+        _check(
+            self, _is_at_least(1), "at least 1", "epochs", "pairs_per_step", "inner_epochs", "tokens_per_micro_batch"
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -135,8 +164,9 @@ class EvalConfig:
     num_dev_judgments: int = 4  # of each response of a dev pair
 
     def __post_init__(self) -> None:
+        _check(self, _is_at_least(1), "at least 1", "num_judgments", "num_dev_judgments")
         if not self.votes or min(self.votes) < 1 or max(self.votes) > self.num_judgments:
-            raise ValueError(f"votes={self.votes} must be numbers from 1 to num_judgments={self.num_judgments}")
+            raise ValueError(f"votes={list(self.votes)} must be numbers from 1 to num_judgments={self.num_judgments}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -155,3 +185,12 @@ class Recipe:
     sft: SftConfig = field(default_factory=SftConfig)
     grpo: GrpoConfig = field(default_factory=GrpoConfig)
     eval: EvalConfig = EvalConfig()
+
+    def __post_init__(self) -> None:
+        _check(self, _is_at_least(0), "at least 0", "num_processes")
+        if not self.out:
+            raise ValueError("out is empty; it names the run's folder")
+        if "grpo" in self.stages and self.grpo.group == "side" and self.rollout.num_rollouts < 2:
+            raise ValueError(
+                f"a group baseline needs at least 2 rollouts per context, got num_rollouts={self.rollout.num_rollouts}"
+            )

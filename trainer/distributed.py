@@ -51,6 +51,20 @@ class World:
         dist.all_gather_object(items, item)
         return items
 
+    @contextmanager
+    def agreed(self) -> Iterator[None]:
+        """A ValueError of any rank inside ends all ranks, and one tells it: nobody waits for a peer that has left."""
+        error = None
+        try:
+            yield
+        except ValueError as caught:
+            error = caught
+        failed = [rank for rank, has_failed in enumerate(self.gather(error is not None)) if has_failed]
+        if failed and self.rank == failed[0]:
+            raise error
+        if failed:
+            raise SystemExit(1)
+
     def share(self, items: list) -> list:
         """This rank's strided share of a list that all ranks hold."""
         return items[self.rank :: self.size]
@@ -75,6 +89,8 @@ def world(num_processes: int = 0) -> Iterator[World]:
     size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     if num_processes not in (0, size):
+        if rank:
+            raise SystemExit(1)  # rank 0 tells it
         raise ValueError(
             f"num_processes: the recipe asks for {num_processes} processes and {size} are running; "
             f"start it with torchrun --nproc-per-node N so that nodes x N = {num_processes}"

@@ -84,7 +84,7 @@ class Learner:
         if num_tokens == 0:
             raise ValueError("a step needs at least one loss token")
         num_batches = world.maximum(len(batches))
-        sums: dict[str, Tensor] = {}
+        sums: dict[str, Tensor | float] = {}
         largest: dict[str, Tensor] = {}
         for number in range(num_batches):
             is_real = number < len(batches)
@@ -98,12 +98,10 @@ class Learner:
             for name, values_T in ({"loss": loss_T} | metrics).items():
                 values_T = values_T.detach().double()
                 if name.startswith("max_"):
-                    largest[name] = torch.maximum(
-                        largest.get(name, torch.zeros((), device=world.device)), values_T.max()
-                    )
+                    value = values_T.max() if is_real else values_T.new_tensor(-math.inf)
+                    largest[name] = torch.maximum(largest.get(name, value), value)
                 else:
-                    total = sums.get(name, torch.zeros((), device=world.device, dtype=torch.float64))
-                    sums[name] = total + (values_T.sum() if is_real else 0.0)
+                    sums[name] = sums.get(name, 0.0) + (values_T.sum() if is_real else 0.0)
         lr = learning_rate(self.optim, step, self.num_steps)
         grad_norm = nn.utils.clip_grad_norm_(decoder.parameters(), self.optim.grad_clip)
         grad_norm = float(grad_norm.full_tensor() if isinstance(grad_norm, DTensor) else grad_norm)

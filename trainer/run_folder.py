@@ -24,27 +24,28 @@ class RunFolder:
 
     @classmethod
     def open(cls, recipe: Recipe, world: World) -> RunFolder:
-        """Makes the folder `recipe.out`, or `out-2`, `out-3`, … if that holds a run; or goes on with it.
+        """The folder `recipe.out`, or `out-2`, `out-3`, … if that is taken; of a run that resumes, always `out`.
+
+        Nothing is made yet, so that a mistake found before `create` leaves nothing behind.
 
         Raises:
             ValueError: `resume` is set and there is no run to go on with.
         """
-        path = None
-        if world.is_main:
-            path = Path(recipe.out)
-            if recipe.resume and not (path / "recipe.toml").is_file():
-                path = None
-            elif not recipe.resume:
-                number = 1
-                while path.exists() and any(path.iterdir()):
-                    number += 1
-                    path = Path(f"{recipe.out}-{number}")
-                path.mkdir(parents=True, exist_ok=True)
-                write_text(path / "recipe.toml", to_toml(recipe))
-        path = world.gather(path)[0]
-        if path is None:
+        path, number = Path(recipe.out), 1
+        if world.is_main and not recipe.resume:
+            while path.exists() and not (path.is_dir() and not any(path.iterdir())):
+                number += 1
+                path = Path(f"{recipe.out}-{number}")
+        path, is_there = world.gather((path, (path / "recipe.toml").is_file()))[0]
+        if recipe.resume and not is_there:
             raise ValueError(f"{recipe.out}: there is no run to resume (no recipe.toml)")
         return cls(path, world.is_main)
+
+    def create(self, recipe: Recipe) -> None:
+        """Makes the folder of a new run."""
+        if self.is_writer and not recipe.resume:
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_text(self.path / "recipe.toml", to_toml(recipe))
 
     def model(self, name: str) -> Path:
         return self.path / "models" / name
@@ -63,9 +64,9 @@ class RunFolder:
     def records(self, file: str) -> list[dict]:
         if not (self.path / file).is_file():
             return []
-        text = (self.path / file).read_text(encoding="utf-8")
-        # A line that a kill cut short has no newline and is dropped.
-        return [json.loads(line) for line in text[: text.rfind("\n") + 1].split("\n") if line]
+        lines = (self.path / file).read_bytes().split(b"\n")
+        # A line that a kill cut short, perhaps within a character, has no newline and is dropped.
+        return [json.loads(line) for line in lines[:-1]]
 
     def rewind(self, stage: str, step: int) -> None:
         """Forgets what a stage logged after `step`: it will be done again."""

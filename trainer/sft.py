@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 from tqdm import trange
 
@@ -41,13 +40,12 @@ def run_sft(
     recipe: Recipe,
     folder: RunFolder,
     model: str,
-    examples: Sequence[JudgmentExample],
+    groups: Sequence[Group],
     dev: Sequence[Pair],
     meter: DevMeter,
 ) -> Learner:
-    """Trains from the Hugging Face directory `model` and returns the learner."""
+    """Trains on groups of one judgment each, from the Hugging Face directory `model`; returns the learner."""
     config, world = recipe.sft, meter.world
-    groups = sft_groups(examples, meter.contexts)
     sampler = PairRandomSampler(len(groups), config.rows_per_step, recipe.seed, world.rank, world.size)
     num_steps = config.steps or config.epochs * sampler.steps_per_epoch
     learner = Learner(model, recipe.model, config.optim, num_steps, world)
@@ -69,5 +67,4 @@ def run_sft(
         bar.set_postfix_str(f"loss {metrics['loss']:.3f}", refresh=False)
         if done == num_steps or (config.checkpoint_every and done % config.checkpoint_every == 0):
             save_checkpoint(folder.checkpoints(STAGE), learner, done, world)
-    torch.cuda.empty_cache()
     return learner

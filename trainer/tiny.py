@@ -34,6 +34,12 @@ def make_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizer
 
     Any text round-trips (all 256 bytes are in the vocabulary); the chat format is Qwen's.
     """
+    control = [AddedToken(token, special=True, normalized=False) for token in (_END, _TURN, _END_OF_TURN)]
+    tags = [AddedToken(f"<{slash}{tag}>", special=False, normalized=False) for tag in ALL_TAGS for slash in ("", "/")]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    num_fixed = len(alphabet) + len(control) + len(tags)
+    if vocab_size < num_fixed:
+        raise ValueError(f"vocab_size={vocab_size} must be at least {num_fixed}: all bytes, the tags, the chat format")
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -42,16 +48,14 @@ def make_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizer
         ]
     )
     tokenizer.decoder = decoders.ByteLevel()
-    control = [AddedToken(token, special=True, normalized=False) for token in (_END, _TURN, _END_OF_TURN)]
-    tags = [f"<{slash}{tag}>" for tag in ALL_TAGS for slash in ("", "/")]
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size - len(control) - len(tags),
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        initial_alphabet=alphabet,
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
     tokenizer.add_special_tokens(control)
-    tokenizer.add_tokens([AddedToken(tag, special=False, normalized=False) for tag in tags])
+    tokenizer.add_tokens(tags)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         eos_token=_END_OF_TURN,
@@ -70,8 +74,8 @@ def make_model(
     save_decoder(init_weights_(Decoder(config), seed, init_std), path, torch.float32)
 
 
-def small_model(path: str | Path, recipe: Recipe, book: RubricBook, examples: Sequence[JudgmentExample]) -> None:
-    """Makes the small model of a recipe; its tokenizer learns from the texts that SFT will read."""
+def small_tokenizer(recipe: Recipe, book: RubricBook, examples: Sequence[JudgmentExample]) -> PreTrainedTokenizerFast:
+    """The tokenizer of a recipe's small model; it learns from the texts that SFT will read."""
     prompt = recipe.prompt
     texts = [
         text
@@ -84,9 +88,12 @@ def small_model(path: str | Path, recipe: Recipe, book: RubricBook, examples: Se
     ]
     if not texts:
         raise ValueError("model.path: not given, and without SFT judgments there are no texts to make a tokenizer from")
+    return make_tokenizer(texts, recipe.model.small.vocab_size)
+
+
+def small_config(recipe: Recipe) -> DecoderConfig:
     small = recipe.model.small
-    tokenizer = make_tokenizer(texts, small.vocab_size)
-    config = DecoderConfig(
+    return DecoderConfig(
         vocab_size=small.vocab_size,
         hidden_size=small.hidden_size,
         intermediate_size=small.intermediate_size,
@@ -98,4 +105,9 @@ def small_model(path: str | Path, recipe: Recipe, book: RubricBook, examples: Se
         tie_word_embeddings=True,
         max_position_embeddings=small.max_position_embeddings,
     )
-    make_model(path, config, tokenizer, recipe.seed, small.init_std)
+
+
+def small_model(path: str | Path, recipe: Recipe, book: RubricBook, examples: Sequence[JudgmentExample]) -> None:
+    """Makes the small model of a recipe."""
+    tokenizer = small_tokenizer(recipe, book, examples)
+    make_model(path, small_config(recipe), tokenizer, recipe.seed, recipe.model.small.init_std)

@@ -1,0 +1,72 @@
+"""Everything a run reads, checked before anything is written: what can be wrong with it is told in a second."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from transformers import PreTrainedTokenizerBase
+
+from eval.contexts import ContextBuilder, load_rubrics
+from rollout.decoder import DecoderConfig
+from rollout.engine import load_tokenizer
+from trainer.batches import Group
+from trainer.config import Recipe
+from trainer.data import RunData, load_data
+from trainer.sft import sft_groups
+from trainer.tiny import small_config, small_tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    data: RunData = field(repr=False)
+    tokenizer: PreTrainedTokenizerBase = field(repr=False)
+    model_config: DecoderConfig
+    contexts: ContextBuilder
+    judgments: list[Group] = field(repr=False)  # the rows of SFT, tokenized
+
+
+def load_inputs(recipe: Recipe, model: str) -> Inputs:
+    """Reads and checks all that the recipe names.
+
+    Args:
+        model: the Hugging Face directory to start from; empty: the small model, whose weights are not made here.
+
+    Raises:
+        ValueError: one line that says what is wrong, and where.
+    """
+    book = load_rubrics(recipe.prompt.rubrics_file)
+    data = load_data(recipe, book)
+    if model:
+        model_config, tokenizer = DecoderConfig.from_pretrained(model), load_tokenizer(model)
+    else:
+        model_config, tokenizer = small_config(recipe), small_tokenizer(recipe, book, data.judgments)
+    if len(tokenizer) > model_config.vocab_size:
+        raise ValueError(f"{model}: {len(tokenizer)} tokens in the tokenizer, the model has {model_config.vocab_size}")
+    if tokenizer.eos_token_id is None:
+        raise ValueError(f"{model}: the tokenizer has no end token")
+    contexts = ContextBuilder(tokenizer, recipe.prompt, book)
+    judgments = sft_groups(data.judgments, contexts)
+    for name, length, limit, key in _lengths(recipe, data, contexts, judgments, model_config):
+        if length > limit:
+            raise ValueError(f"{name}: {length} tokens; {key} is {limit}")
+    return Inputs(data, tokenizer, model_config, contexts, judgments)
+
+
+def _lengths(
+    recipe: Recipe, data: RunData, contexts: ContextBuilder, judgments: list[Group], model_config: DecoderConfig
+) -> Iterator[tuple[str, int, int, str]]:
+    """(what, its tokens, their limit, the limit's name) of everything that training and evaluation will run."""
+    position_limit = model_config.max_position_embeddings, "the model's max_position_embeddings"
+    for example, group in zip(data.judgments, judgments, strict=True):
+        name = f"judgment {example.id} of {example.source}: context and judgment make"
+        yield name, group.length, *position_limit
+        yield name, group.length, recipe.sft.tokens_per_micro_batch, "sft.tokens_per_micro_batch"
+    num_new = recipe.rollout.max_completion_tokens
+    for pairs in (data.pairs, data.dev, data.held_out):
+        for pair in pairs:
+            name = f"pair {pair.id} of {pair.source}: context and rollout.max_completion_tokens make"
+            length = max(map(len, contexts.sides(pair))) + num_new
+            yield name, length, *position_limit
+            if pairs is data.pairs:
+                yield name, length, recipe.grpo.tokens_per_micro_batch, "grpo.tokens_per_micro_batch"
