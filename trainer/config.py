@@ -114,6 +114,9 @@ class MarginConfig:
     high: float = 1.4
     value: float = 1.3  # of the constant
 
+    def __post_init__(self) -> None:
+        self.build()  # refuses what cannot be a reward
+
     def build(self) -> MarginReward:
         return graded(self.threshold, self.low, self.high) if self.kind == "graded" else constant(self.value)
 

@@ -26,7 +26,7 @@ def by_definition(logprob, old, advantage, low, high, reference=None, kl_coef=0.
 
 
 def gradient_by_definition(logprob, old, advantage, low, high, reference, kl_coef):
-    """d loss / d logprob: of the surrogate, -A ratio while the unclipped branch counts; of k3, 1 - exp(ref - logprob)."""
+    """d loss / d logprob: -A ratio while the unclipped branch counts, and kl_coef (1 - exp(ref - logprob))."""
     ratio = math.exp(logprob - old)
     is_clipped = (advantage > 0 and ratio > 1 + high) or (advantage < 0 and ratio < 1 - low)
     policy = 0.0 if is_clipped else -advantage * ratio
@@ -48,9 +48,7 @@ def test_matches_the_definition(logprob, old, advantage, low, high, reference, k
         tensor(logprob), tensor(old), tensor(advantage), low, high,
         tensor(reference), kl_coef, tensor(entropy), entropy_coef,
     )  # fmt: skip
-    loss, is_clipped, k3 = by_definition(
-        logprob, old, advantage, low, high, reference, kl_coef, entropy, entropy_coef
-    )
+    loss, is_clipped, k3 = by_definition(logprob, old, advantage, low, high, reference, kl_coef, entropy, entropy_coef)
     assert found.loss_T.item() == pytest.approx(loss, rel=1e-9, abs=1e-9)
     assert found.kl_T.item() == pytest.approx(k3, rel=1e-9, abs=1e-9)
     on_the_edge = min(abs(math.exp(logprob - old) - edge) for edge in (1 - low, 1 + high)) < 1e-9
