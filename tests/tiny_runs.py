@@ -116,5 +116,23 @@ def records(folder: Path, file: str = "metrics.jsonl") -> list[dict]:
     return [json.loads(line) for line in (folder / file).read_text(encoding="utf-8").splitlines()]
 
 
+def groups(num_groups: int, seed: int = 0) -> list:
+    """Groups of random tokens and advantages, of unequal lengths."""
+    import numpy as np
+
+    from trainer.batches import Group
+
+    rng = np.random.default_rng(seed)
+    made = []
+    for _ in range(num_groups):
+        completions = [rng.integers(0, 300, rng.integers(1, 9)).tolist() for _ in range(3)]
+        values = {
+            "advantage": [np.full(len(c), rng.normal(), dtype=np.float32) for c in completions],
+            "old_logprob": [rng.normal(-5.7, 0.1, len(c)).astype(np.float32) for c in completions],
+        }
+        made.append(Group(rng.integers(0, 300, rng.integers(2, 20)).tolist(), completions, values))
+    return made
+
+
 def _toml(value: object) -> str:
     return json.dumps(str(value) if isinstance(value, Path) else value)

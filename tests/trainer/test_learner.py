@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from rollout.decoder import Decoder, DecoderConfig
 from rollout.weights import full_tensors, load_decoder
-from tests.tiny_runs import SMALL, arguments, records, settings, train
+from tests.tiny_runs import SMALL, arguments, groups, records, settings, train
 from trainer.batches import Group, collate, token_logprobs
 from trainer.config import GrpoConfig, ModelConfig, OptimConfig
 from trainer.distributed import World
@@ -28,20 +28,6 @@ from trainer.sft import negative_log_likelihood
 ROOT = Path(__file__).resolve().parents[2]
 OPTIM = OptimConfig(lr=1e-3, grad_clip=1e9)
 POLICY = policy_loss(GrpoConfig(kl_coef=0.0), None)
-
-
-def groups(num_groups: int, seed: int = 0) -> list[Group]:
-    """Random tokens with random advantages, of unequal lengths."""
-    rng = np.random.default_rng(seed)
-    made = []
-    for _ in range(num_groups):
-        completions = [rng.integers(0, 300, rng.integers(1, 9)).tolist() for _ in range(3)]
-        values = {
-            "advantage": [np.full(len(c), rng.normal(), dtype=np.float32) for c in completions],
-            "old_logprob": [rng.normal(-5.7, 0.1, len(c)).astype(np.float32) for c in completions],
-        }
-        made.append(Group(rng.integers(0, 300, rng.integers(2, 20)).tolist(), completions, values))
-    return made
 
 
 @dataclass
