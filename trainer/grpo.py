@@ -119,11 +119,11 @@ def policy_loss(config: GrpoConfig, reference: torch.nn.Module | None) -> TokenL
     return token_loss
 
 
-def rollout_metrics(rollouts: Sequence[PairRollout]) -> dict[str, float]:
-    """What a step's judgments say, over all ranks' pairs. Reward is split into PAR and format."""
-    judged = [rollout.judged for rollout in rollouts]
+def rollout_metrics(rewarded: Sequence[tuple[JudgedPair, list[float]]]) -> dict[str, float]:
+    """What a step's judgments say, given each pair with its 2n rewards. Reward is split into PAR and format."""
+    judged = [item for item, _ in rewarded]
     judgments = [j for item in judged for j in (*item.chosen, *item.rejected)]
-    rewards = [reward for rollout in rollouts for reward in rollout.rewards]
+    rewards = [reward for _, item in rewarded for reward in item]
     format_reward = sum(j.format_reward for j in judgments) / len(judgments)
     accuracy = pair_accuracy(judged, len(judged[0].chosen))
     scores = [float(j.score) for j in judgments if j.score is not None]
@@ -215,11 +215,18 @@ def run_grpo(
 
 def step_report(mine: Sequence[PairRollout], world: World) -> dict[str, float]:
     """Rollout metrics over all ranks, with lengths."""
-    everyone = [rollout for rank in world.gather(list(mine)) for rollout in rank]
-    completions = [completion for rollout in everyone for completion in rollout.completions]
-    num_tokens = [len(completion.token_ids) for completion in completions]
-    return rollout_metrics(everyone) | {
-        "completion_tokens": float(np.mean(num_tokens)),
-        "cut_short_rate": sum(c.finish_reason == "length" for c in completions) / len(completions),
-        "num_context_tokens": sum(len(context) for rollout in everyone for context in rollout.contexts),
+    # Token ids and log-probs stay where they are: texts, rewards and lengths are enough.
+    light = [(rollout.judged, rollout.rewards) for rollout in mine]
+    lengths = [
+        (len(completion.token_ids), completion.finish_reason == "length")
+        for rollout in mine
+        for completion in rollout.completions
+    ]
+    num_context_tokens = sum(len(context) for rollout in mine for context in rollout.contexts)
+    everyone = world.gather((light, lengths, num_context_tokens))
+    all_lengths = [item for _, rank_lengths, _ in everyone for item in rank_lengths]
+    return rollout_metrics([item for rank_light, _, _ in everyone for item in rank_light]) | {
+        "completion_tokens": sum(length for length, _ in all_lengths) / len(all_lengths),
+        "cut_short_rate": sum(is_cut for _, is_cut in all_lengths) / len(all_lengths),
+        "num_context_tokens": sum(count for _, _, count in everyone),
     }

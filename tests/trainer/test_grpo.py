@@ -194,7 +194,7 @@ def test_each_judgment_carries_its_own_advantage_on_all_of_its_tokens(rollouts):
 
 
 def test_metrics_split_the_reward_and_count_what_went_wrong(rollouts):
-    metrics = grpo.rollout_metrics(rollouts)
+    metrics = grpo.rollout_metrics([(rollout.judged, rollout.rewards) for rollout in rollouts])
     assert metrics["reward"] == pytest.approx((1.4 + 1.4 - 1.5 + 1.2 - 1.0 + 1.4) / 16)
     assert metrics["reward_format"] == pytest.approx(-2.5 / 16)
     assert metrics["reward_par"] == pytest.approx(5.4 / 16)
@@ -210,9 +210,9 @@ def test_metrics_split_the_reward_and_count_what_went_wrong(rollouts):
 
 def test_metrics_of_a_step_without_one_valid_judgment_are_numbers():
     script = Script({(1, 0): ["no"] * 2, (2, 0, 0): ["no"] * 2})
-    metrics = grpo.rollout_metrics(
-        grpo.roll_out(script, Contexts(), [pair("0")], tiny_runs.recipe_of(RECIPE | {"rollout.num_rollouts": 2}), 0)
-    )
+    recipe = tiny_runs.recipe_of(RECIPE | {"rollout.num_rollouts": 2})
+    (rollout,) = grpo.roll_out(script, Contexts(), [pair("0")], recipe, 0)
+    metrics = grpo.rollout_metrics([(rollout.judged, rollout.rewards)])
     assert (metrics["reward"], metrics["reward_par"], metrics["pair_unscored"]) == (-1.5, 0.0, 1.0)
     assert all(math.isfinite(value) for value in metrics.values())
 

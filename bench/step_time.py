@@ -1,0 +1,114 @@
+"""Seconds of a GRPO step against n, the rollouts per response: contexts shared by their group, and not.
+
+Both layouts train on the same rollouts of the same random model, interleaved step by step, so that a noisy machine
+hits both alike; the unit of the paper's table 8 stands beside.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+
+import torch
+from tqdm import tqdm
+
+from patarm_core.embedded.splits import EmbeddedConfig
+from patarm_core.recipe import read_recipe
+from trainer.batches import Group
+from trainer.config import Recipe
+from trainer.dev import DevMeter
+from trainer.distributed import World, world
+from trainer.grpo import VALUES, policy_loss, roll_out, step_advantages, to_groups
+from trainer.inputs import load_inputs
+from trainer.learner import Learner
+from trainer.run_folder import Stopwatch, write_text
+from trainer.tiny import make_model
+
+# Table 8: Qwen3-8B, 4k tokens, 256 contexts a step, 16 A100s.
+PAPER_S = {4: 125.0, 8: 246.0, 16: 486.0}
+RECIPE = Path(__file__).parent.parent / "trainer" / "recipes" / "quickstart.toml"
+
+
+def run_step_time(rollouts: list[int], num_steps: int, num_pairs: int, out: Path | None) -> list[dict]:
+    """Prints and returns one record per n; writes step.json and step.md to `out`."""
+    recipe = read_recipe(Recipe, [(str(RECIPE), RECIPE.read_text(encoding="utf-8"))])
+    embedded = EmbeddedConfig(num_sft_pairs=200, num_rl_pairs=num_pairs, num_dev_pairs=0, num_held_out_pairs=0)
+    sft, grpo = replace(recipe.sft, dev_every=0), replace(recipe.grpo, pairs_per_step=num_pairs, dev_every=0)
+    rubrics = RECIPE.parent.parent.parent / recipe.prompt.rubrics_file
+    recipe = replace(
+        recipe, data=replace(recipe.data, embedded=embedded), sft=sft, grpo=grpo,
+        prompt=replace(recipe.prompt, rubrics_file=str(rubrics)),
+    )  # fmt: skip
+    with world() as here, tempfile.TemporaryDirectory() as folder:
+        inputs = load_inputs(recipe, "")
+        make_model(folder, inputs.model_config, inputs.tokenizer, recipe.seed, recipe.model.small.init_std)
+        meter = DevMeter(recipe, folder, inputs.contexts, here)
+        learner = Learner(folder, recipe.model, recipe.grpo.optim, 1000, here)
+        records = [
+            _measure(recipe, n, num_steps, inputs.data.pairs[:num_pairs], meter, learner, here) for n in rollouts
+        ]
+    text = _table(records, num_pairs)
+    print(text)
+    if out is not None:
+        write_text(out / "step.md", text + "\n")
+        write_text(out / "step.json", json.dumps({"machine": _machine(), "records": records}, indent=1) + "\n")
+    return records
+
+
+def _measure(recipe: Recipe, n: int, num_steps: int, pairs, meter: DevMeter, learner: Learner, here: World) -> dict:
+    recipe = replace(recipe, rollout=replace(recipe.rollout, num_rollouts=n))
+    token_loss = policy_loss(replace(recipe.grpo, kl_coef=0.0), None)
+    seconds: dict[str, list[float]] = {"rollout_s": [], "shared_s": [], "flat_s": []}
+    tokens = {}
+    for step in tqdm(range(num_steps + 1), desc=f"n = {n}"):
+        watch = Stopwatch(here.device)
+        learner.copy_weights_to_(meter.engine.decoder)
+        with watch.phase("rollout_s"):
+            mine = roll_out(meter.engine, meter.contexts, pairs, recipe, step)
+        advantage, _ = step_advantages([r for rollout in mine for r in rollout.rewards], len(mine), n, recipe.grpo)
+        shared = to_groups(mine, advantage)
+        for name, groups in (("shared", shared), ("flat", [part for group in shared for part in _alone(group)])):
+            with watch.phase(f"{name}_s"):
+                learner.update(groups, token_loss, recipe.grpo.tokens_per_micro_batch, step, VALUES)
+            tokens[name] = sum(group.length for group in groups)
+        if step > 0:  # the first warms up
+            for name, values in seconds.items():
+                values.append(watch.seconds[name])
+    return {
+        "num_rollouts": n,
+        **{f"{name}_median": median(values) for name, values in seconds.items()},
+        **{f"{name}_min": min(values) for name, values in seconds.items()},
+        "shared_tokens": tokens["shared"],
+        "flat_tokens": tokens["flat"],
+        "flat_over_shared": median(f / s for f, s in zip(seconds["flat_s"], seconds["shared_s"], strict=True)),
+        "paper_s": PAPER_S.get(n),
+    }
+
+
+def _alone(group: Group) -> list[Group]:
+    return [group.part(i, i + 1) for i in range(len(group.completions))]
+
+
+def _table(records: list[dict], num_pairs: int) -> str:
+    lines = [
+        f"{2 * num_pairs} contexts a step; seconds: median (least). Shared: a context is computed once for its group.",
+        "Paper: 256 contexts of Qwen3-8B at 4k tokens, 16 A100s (table 8), rollout and update.",
+        "",
+        "| n | rollout s | update s, shared | update s, flat | flat / shared | tokens, shared | flat | paper s/step |",
+        "|---:|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for r in records:
+        times = [f"{r[f'{name}_median']:.2f} ({r[f'{name}_min']:.2f})" for name in ("rollout_s", "shared_s", "flat_s")]
+        cells = [str(r["num_rollouts"]), *times, f"{r['flat_over_shared']:.2f}"]
+        cells += [f"{r['shared_tokens']:,}", f"{r['flat_tokens']:,}", f"{r['paper_s'] or '-'}"]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _machine() -> dict[str, str | int]:
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU {platform.machine()}"
+    return {"device": device, "threads": torch.get_num_threads(), "torch": torch.__version__}
