@@ -97,7 +97,7 @@ def save_decoder(
         _restore(path)
         shutil.rmtree(aside, ignore_errors=True)
         if path.is_dir():
-            shutil.copytree(path, aside, ignore=lambda _, names: [name for name in names if _IS_OURS.fullmatch(name)])
+            _copy_all_but_weights(path, aside)
         aside.mkdir(parents=True, exist_ok=True)
     shards: list[list[str]] = []
     num_bytes = 0
@@ -157,6 +157,13 @@ def _shards(
         shard[_hf_name(name)] = tensor.to("cpu", dtype or tensor.dtype).contiguous() if is_kept else None
         num_bytes += size
     yield shard
+
+
+def _copy_all_but_weights(path: Path, aside: Path) -> None:
+    def weights(folder: str, names: list[str]) -> list[str]:
+        return [name for name in names if _IS_OURS.fullmatch(name)] if Path(folder) == path else []
+
+    shutil.copytree(path, aside, ignore=weights)
 
 
 def _write_json(file: Path, value: object) -> None:
