@@ -18,7 +18,7 @@ class PromptConfig:
     """How a judge is asked."""
 
     rubrics: Literal["adaptive", "primary", "generated"] = "adaptive"  # table 4
-    template: Literal["full", "bare", "general"] = "full"
+    template: Literal["full", "bare"] = "full"
     rubrics_file: str = ""  # primary rubrics; empty: those of the paper
     max_context_tokens: int = 8192
 

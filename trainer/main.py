@@ -38,6 +38,7 @@ def run(recipe: Recipe) -> None:
     # Imported here so that a mistyped recipe is told in a second, not after torch has loaded.
     import torch
 
+    from eval.tables import accuracy_table, task_table
     from rollout.weights import save_decoder
     from trainer.data import write_data
     from trainer.dev import DevMeter
@@ -45,7 +46,7 @@ def run(recipe: Recipe) -> None:
     from trainer.grpo import run_grpo
     from trainer.inputs import load_inputs
     from trainer.learner import Learner
-    from trainer.report import accuracy_table, draw_curves, task_table, time_table
+    from trainer.report import draw_curves, time_table
     from trainer.run_folder import RunFolder, write_text
     from trainer.sft import run_sft
     from trainer.tiny import make_model

@@ -1,0 +1,41 @@
+"""Evaluates a judge: `python eval/main.py pairs --model DIR --data PAIRS.jsonl [--votes 1,8] [--out FILE]`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+EPILOG = "A tie and an unscored pair count as wrong; both are shown. Intervals are 95 % Wilson intervals."
+
+
+def main(arguments: list[str]) -> int:
+    """Runs a command. A mistake of the user's is one line on standard error and exit status 1."""
+    parser = argparse.ArgumentParser(prog="eval/main.py", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    pairs = commands.add_parser("pairs", help="accuracy on preference pairs, with voting@n", epilog=EPILOG)
+    pairs.add_argument("--model", required=True, help="a Hugging Face directory, such as runs/quickstart/models/grpo")
+    pairs.add_argument("--data", required=True, help="pairs as JSON lines: prompt, chosen, rejected, task")
+    pairs.add_argument("--votes", default="1,8", help="numbers of judgments to vote with; the largest is drawn")
+    pairs.add_argument("--rubrics", default="adaptive", choices=("adaptive", "primary", "generated"))
+    pairs.add_argument("--template", default="full", choices=("full", "bare"))
+    pairs.add_argument("--rubrics-file", default="", help="primary rubrics; default: the paper's")
+    pairs.add_argument("--max-context-tokens", type=int, default=8192)
+    pairs.add_argument("--max-completion-tokens", type=int, default=4096)
+    pairs.add_argument("--temperature", type=float, default=1.0)
+    pairs.add_argument("--seed", type=int, default=0)
+    pairs.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    pairs.add_argument("--max-rows", type=int, default=512, help="judgments decoded side by side")
+    pairs.add_argument("--out", default="", help="file for every judgment, as JSON lines")
+    options = parser.parse_args(arguments)
+    try:
+        from eval.pairs_command import run_pairs
+
+        run_pairs(options)
+    except (ValueError, OSError) as error:
+        print("error:", " ".join(str(error).split()), file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

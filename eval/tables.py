@@ -1,0 +1,32 @@
+"""Accuracy tables in Markdown."""
+
+from __future__ import annotations
+
+NAMES = {"initial": "before SFT", "sft": "after SFT", "grpo": "after GRPO"}  # of the models of a training run
+
+
+def accuracy_table(results: dict[str, dict]) -> str:
+    """Markdown: held-out pairwise accuracy of each model, ties counted as wrong and shown."""
+    lines = [
+        "| model | votes | accuracy | 95 % interval | ties | unscored | margin | valid judgments | pairs |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for name, result in results.items():
+        for row in result["votes"]:
+            margin = "-" if row["margin"] is None else f"{row['margin']:+.2f}"
+            cells = [
+                NAMES.get(name, name), row["votes"], f"{row['accuracy']:.1%}", f"{row['low']:.1%} - {row['high']:.1%}",
+                row["num_ties"], row["num_unscored"], margin, f"{result['valid_rate']:.1%}", row["num_pairs"],
+            ]  # fmt: skip
+            lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return "\n".join(lines)
+
+
+def task_table(results: dict[str, dict]) -> str:
+    """Markdown: accuracy by task with all votes."""
+    tasks = sorted({task for result in results.values() for task in result["by_task"]})
+    lines = ["| model | " + " | ".join(tasks) + " |", "|---|" + "---:|" * len(tasks)]
+    for name, result in results.items():
+        cells = [f"{result['by_task'][task]['accuracy']:.1%}" for task in tasks]
+        lines.append(f"| {NAMES.get(name, name)} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
