@@ -1,0 +1,111 @@
+"""A run's folder: its own, never another's, and logs that survive a kill."""
+
+import json
+
+import pytest
+import torch
+
+from patarm_core.recipe import read_recipe
+from tests.tiny_runs import recipe_of
+from trainer.config import Recipe
+from trainer.run_folder import RunFolder, Stopwatch, write_text
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return RunFolder(tmp_path, is_writer=True)
+
+
+def opened(out, world, **changes) -> RunFolder:
+    recipe = recipe_of({"out": out, **changes})
+    folder = RunFolder.open(recipe, world)
+    folder.create(recipe)
+    return folder
+
+
+def test_each_new_run_gets_a_folder_of_its_own(tmp_path, one_process):
+    out = tmp_path / "runs" / "x"
+    assert [opened(out, one_process).path.name for _ in range(3)] == ["x", "x-2", "x-3"]
+    assert opened(out, one_process, resume=True).path == out
+
+
+def test_opening_makes_nothing(tmp_path, one_process):
+    assert RunFolder.open(recipe_of({"out": tmp_path / "x"}), one_process).path == tmp_path / "x"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_empty_folder_is_used_and_a_file_is_not(tmp_path, one_process):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("mine")
+    assert opened(tmp_path / "empty", one_process).path.name == "empty"
+    assert opened(tmp_path / "file", one_process).path.name == "file-2"
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_the_resolved_recipe_is_kept(tmp_path, one_process):
+    recipe = recipe_of({"out": tmp_path / "x", "seed": 5, "grpo.optim.lr": 0.25})
+    RunFolder.open(recipe, one_process).create(recipe)
+    assert read_recipe(Recipe, [("kept", (tmp_path / "x" / "recipe.toml").read_text())]) == recipe
+
+
+@pytest.mark.parametrize("cut", [1, 4, 5, 20])
+def test_a_line_that_a_kill_cut_short_is_dropped_wherever_the_cut_is(folder, cut):
+    rows = [{"stage": "sft", "step": 1, "judgment": "a\u2028b\x85c"}, {"stage": "sft", "step": 2, "judgment": "é" * 9}]
+    folder.append("samples.jsonl", *rows)
+    file = folder.path / "samples.jsonl"
+    file.write_bytes(file.read_bytes()[:-cut])  # 4 and 5 bytes: within and before a two-byte character
+    assert folder.records("samples.jsonl") == rows[:1]
+    folder.rewind("sft", 2)
+    folder.append("samples.jsonl", rows[1])
+    assert folder.records("samples.jsonl") == rows
+
+
+def test_rewinding_forgets_later_steps_of_that_stage_alone(folder):
+    rows = [{"stage": stage, "step": step} for stage in ("sft", "grpo") for step in (1, 2, 3)]
+    for file in ("metrics.jsonl", "samples.jsonl"):
+        folder.append(file, *rows)
+    folder.rewind("grpo", 1)
+    kept = [("sft", 1), ("sft", 2), ("sft", 3), ("grpo", 1)]
+    for file in ("metrics.jsonl", "samples.jsonl"):
+        assert [(r["stage"], r["step"]) for r in folder.records(file)] == kept
+
+
+def test_one_rank_writes(tmp_path):
+    folder = RunFolder(tmp_path, is_writer=False)
+    folder.append("metrics.jsonl", {"stage": "sft", "step": 1})
+    folder.rewind("sft", 0)
+    assert list(tmp_path.iterdir()) == []
+    assert folder.records("metrics.jsonl") == []
+
+
+def test_a_file_is_there_as_a_whole_or_not_at_all(tmp_path, monkeypatch):
+    write_text(tmp_path / "a" / "x.json", "old")
+
+    def full(*_args, **_kwargs):
+        raise OSError("no space left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pathlib.Path.write_text", full)
+        with pytest.raises(OSError, match="no space left"):
+            write_text(tmp_path / "a" / "x.json", "new")
+    assert (tmp_path / "a" / "x.json").read_text() == "old"
+
+
+def test_a_model_counts_as_finished_once_its_config_is_there(folder):
+    folder.model("sft").mkdir(parents=True)
+    (folder.model("sft") / "tokenizer.json").write_text("{}")
+    assert not folder.is_finished("sft")
+    (folder.model("sft") / "config.json").write_text(json.dumps({}))
+    assert folder.is_finished("sft")
+
+
+def test_a_phase_that_comes_twice_is_added_up_and_one_that_fails_counts(monkeypatch):
+    clock = iter([0.0, 1.0, 5.0, 7.5, 10.0, 14.0])
+    monkeypatch.setattr("time.perf_counter", lambda: next(clock))
+    watch = Stopwatch(torch.device("cpu"))
+    for _ in range(2):
+        with watch.phase("rollout_s"):
+            pass
+    with pytest.raises(KeyError), watch.phase("update_s"):
+        raise KeyError
+    assert watch.seconds == {"rollout_s": 3.5, "update_s": 4.0}
