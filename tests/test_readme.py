@@ -1,0 +1,59 @@
+"""The README stays true: what it shows is run here or by .ci/run, and what it names exists."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from patarm_core.pairs import read_judgments, read_pairs
+from patarm_core.rubrics import default_rubrics
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"(?:^    .*\n)+", README, re.M)
+COMMANDS = [line.strip() for block in BLOCKS for line in block.replace("\\\n", " ").splitlines()]
+
+
+def test_python_examples_give_what_they_say():
+    (example,) = re.findall(r"```python\n(.*?)```", README, re.S)
+    code, expected = example.rstrip().rsplit("\n# ", 1)
+    *setup, last = code.rstrip().split("\n")
+    names: dict = {}
+    exec("\n".join(setup), names)
+    assert repr(eval(last, names)) == expected
+
+
+def test_data_examples_are_read_as_they_stand():
+    rows = [line for line in COMMANDS if line.startswith("{")]
+    tasks = default_rubrics().tasks
+    assert [json.loads(row).keys() >= {"prompt", "task"} for row in rows] == [True, True]
+    read_pairs(rows[:1], "README.md", tasks)
+    read_judgments(rows[1:], "README.md", tasks)
+
+
+@pytest.mark.parametrize("path", sorted(set(re.findall(r"(?:[a-z_]+/)+[a-z0-9_]+\.(?:py|toml|json|md|png)", README))))
+def test_files_named_in_the_readme_exist(path):
+    # What a run makes is not in the repository.
+    assert (ROOT / path).is_file() or path.startswith("runs/")
+
+
+def test_make_targets_and_folders_exist():
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for target in re.findall(r"make ([a-z]+)", "\n".join(COMMANDS)):
+        assert f"\n{target}:" in makefile
+    for folder in re.findall(r"^\| `([a-z_]+)/` \|", README, re.M):
+        assert (ROOT / folder).is_dir()
+
+
+def test_commands_are_run_by_ci_or_by_a_test():
+    """.ci/run runs every command in a shortened form; recipes for real weights run in tests/trainer/test_recipes.py."""
+    ci = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    recipes_run = (ROOT / "tests" / "trainer" / "test_recipes.py").read_text(encoding="utf-8")
+    shown = [line for line in COMMANDS if line.startswith(("make", ".venv/bin/"))]
+    assert len(shown) >= 8
+    for command in shown:
+        if "torchrun" in command:
+            assert re.search(r"trainer/recipes/\w+\.toml", command)[0] in recipes_run
+        else:
+            assert re.split(r" (?:ARGS|--)", command)[0] in ci
