@@ -49,7 +49,7 @@ def load_inputs(recipe: Recipe, model: str) -> Inputs:
     judgments = sft_groups(data.judgments, contexts)
     for name, length, limit, key in _lengths(recipe, data, contexts, judgments, model_config):
         if length > limit:
-            raise ValueError(f"{name}: {length} tokens; {key} is {limit}")
+            raise ValueError(f"{name} {length} tokens; {key} is {limit}")
     return Inputs(data, tokenizer, model_config, contexts, judgments)
 
 
