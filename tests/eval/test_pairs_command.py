@@ -1,0 +1,50 @@
+import json
+
+import pytest
+
+from eval.main import main
+from tests.tiny_runs import records, settings, train
+
+
+@pytest.fixture(scope="module")
+def run(tiny_judge, tiny_files, tmp_path_factory):
+    """A run that measured the tiny judge on the held-out pairs before its first and only step."""
+    out = tmp_path_factory.mktemp("run") / "run"
+    train(settings(tiny_files) | {"out": out, "model.path": tiny_judge, "stages": ["sft"], "sft.steps": 1, "seed": 3})
+    return out
+
+
+def options(judge, files, **more):
+    chosen = {
+        "model": judge, "data": files["data.held_out"], "rubrics-file": files["prompt.rubrics_file"], "votes": "1,3",
+        "rubrics": "primary", "template": "bare", "max-completion-tokens": 24, "seed": 3,
+    } | more  # fmt: skip
+    return ["pairs", *(part for key, value in chosen.items() for part in (f"--{key}", str(value)))]
+
+
+def test_the_numbers_of_a_training_run_come_out_again(run, tiny_judge, tiny_files, tmp_path, capsys):
+    assert main(options(tiny_judge, tiny_files, out=tmp_path / "judgments.jsonl")) == 0
+    held_out = json.loads((run / "report.json").read_text())["held_out"]["initial"]
+    shown = capsys.readouterr().out
+    for votes in held_out["votes"]:
+        assert f"| {votes['votes']} | {votes['accuracy']:.1%} | {votes['low']:.1%} - {votes['high']:.1%} |" in shown
+    rows = records(tmp_path, "judgments.jsonl")
+    assert len(rows) == 6 * 2 * 3
+    assert sum(row["error"] is None for row in rows) / len(rows) == held_out["valid_rate"]
+    assert all((row["score"] is None) == (row["error"] is not None) for row in rows)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"votes": "1,x"}, "--votes 1,x"),
+        ({"votes": "0"}, "--votes 0"),
+        ({"data": "nowhere.jsonl"}, "nowhere.jsonl: no such file"),
+        ({"model": "nowhere"}, "config.json: no such file"),
+        ({"max-context-tokens": 5}, "max_context_tokens is 5"),
+    ],
+)
+def test_bad_input_is_one_line(change, message, tiny_judge, tiny_files, capsys):
+    assert main(options(tiny_judge, tiny_files, **change)) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1 and message in error
