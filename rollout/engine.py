@@ -101,14 +101,17 @@ class Engine:
         if len(params) != len(contexts):
             raise ValueError(f"{len(contexts)} contexts but {len(params)} sampling params")
         requests = []
-        limit = self.decoder.config.max_position_embeddings
+        limit, V = self.decoder.config.max_position_embeddings, self.decoder.config.vocab_size
         for index, (context, request) in enumerate(zip(contexts, params, strict=True)):
             token_ids = (
                 self.tokenizer.encode(context, add_special_tokens=False) if isinstance(context, str) else context
             )
-            limit = self.decoder.config.max_position_embeddings
+            limit, V = self.decoder.config.max_position_embeddings, self.decoder.config.vocab_size
             if not token_ids:
                 raise ValueError(f"context {index} is empty")
+            if not 0 <= min(token_ids) <= max(token_ids) < V:
+                wrong = next(token for token in token_ids if not 0 <= token < V)
+                raise ValueError(f"context {index} has token {wrong}; the model has {V} tokens")
             if len(token_ids) + request.max_tokens > limit:
                 raise ValueError(
                     f"context {index} has {len(token_ids)} tokens and asks for {request.max_tokens} more; "

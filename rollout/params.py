@@ -34,7 +34,7 @@ class SamplingParams:
             ("top_k", self.top_k >= 0, "at least 0 (0 keeps all tokens)"),
             ("top_p", 0 < self.top_p <= 1, "in (0, 1]"),
             ("min_p", 0 <= self.min_p <= 1, "in [0, 1]"),
-            ("stop", all(self.stop), "non-empty strings"),
+            ("stop", isinstance(self.stop, tuple) and all(self.stop), "a tuple of non-empty strings"),
             ("seed", 0 <= self.seed < 1 << 64, "in [0, 2^64)"),
         ):
             if not is_right:

@@ -1,0 +1,447 @@
+"""The engine against an engine that is slow and obviously right, and against itself in other company.
+
+V vocabulary   T tokens
+"""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kernels.sample import sample
+from rollout.decoder import all_logits, causal_attention
+from rollout.engine import Engine, load_tokenizer
+from rollout.params import SamplingParams
+from rollout.stops import StopFinder
+from rollout.weights import load_weights_, save_decoder
+from tests.models import config, random_decoder, tokenizer
+
+V = 340
+END = tokenizer().eos_token_id
+SOME_TOKENS = tuple(range(20))  # as stop tokens they end a completion after about 17 tokens, each at another length
+
+
+def decoder(seed=0, dtype=torch.float32, std=0.15, **changes):
+    return random_decoder(config(vocab_size=V, tie_word_embeddings=True, **changes), seed, std).to(dtype)
+
+
+@pytest.fixture(scope="module")
+def engine():
+    return Engine(decoder(), tokenizer())
+
+
+def context(length, seed=0):
+    return torch.randint(0, V, (length,), generator=torch.Generator().manual_seed(1000 * seed + length)).tolist()
+
+
+def slow_completions(model, context, params):
+    """(token_ids, text, reason, logprobs, drawn_logprobs, entropies) of each sample: no cache, one token at a time."""
+    results = []
+    for index in range(params.n):
+        token_ids, numbers, text, reason = [], [], None, "length"
+        while len(token_ids) < params.max_tokens and reason == "length":
+            token_1T = torch.tensor([context + token_ids])
+            with torch.no_grad():
+                logits_1TV = model(token_1T, torch.arange(token_1T.shape[1])[None], causal_attention, all_logits)
+            seed, position = np.array([params.seed], dtype=np.uint64), np.uint64(len(token_ids))
+            draw = sample(
+                logits_1TV[:, -1], seed, np.array([index], dtype=np.uint64), position,
+                params.temperature, params.top_k, params.top_p, params.min_p,
+            )  # fmt: skip
+            token_ids.append(draw.token_B.item())
+            numbers.append([draw.logprob_B.item(), draw.drawn_logprob_B.item(), draw.entropy_B.item()])
+            so_far = tokenizer().decode(token_ids, skip_special_tokens=True)
+            found = [so_far.find(string) + len(string) for string in params.stop if string in so_far]
+            if token_ids[-1] in (END, *params.stop_token_ids):
+                reason = "stop"
+            elif found:
+                text, reason = so_far[: min(found)], "stop"
+        results.append((token_ids, so_far if text is None else text, reason, *np.array(numbers, dtype=np.float32).T))
+    return results
+
+
+def assert_same(completions, right, tolerance=1e-5):
+    for completion, (token_ids, text, reason, *numbers) in zip(completions, right, strict=True):
+        assert completion.token_ids == token_ids
+        assert completion.text == text
+        assert completion.finish_reason == reason
+        for found, wanted in zip(
+            (completion.logprobs, completion.drawn_logprobs, completion.entropies), numbers, strict=True
+        ):
+            assert found.dtype == np.float32
+            np.testing.assert_allclose(found, wanted, atol=tolerance, rtol=tolerance)
+
+
+def assert_identical(one, other):
+    """Tokens, texts, and every bit of the numbers."""
+    for completions, others in zip(one, other, strict=True):
+        for a, b in zip(completions, others, strict=True):
+            assert (a.token_ids, a.text, a.finish_reason) == (b.token_ids, b.text, b.finish_reason)
+            for name in ("logprobs", "drawn_logprobs", "entropies"):
+                assert getattr(a, name).tobytes() == getattr(b, name).tobytes(), name
+
+
+# The slow engine
+
+
+@pytest.mark.parametrize("length", [1, 31, 32, 33, 70])  # around the padding of contexts
+def test_greedy_is_the_largest_logit_of_a_full_forward_pass(engine, length):
+    params = SamplingParams(n=1, max_tokens=30, temperature=0)
+    (completions,) = engine.generate([context(length)], params)
+    assert_same(completions, slow_completions(engine.decoder, context(length), params))
+    assert (completions[0].drawn_logprobs == 0).all()
+
+
+def test_recorded_logprobs_are_those_of_a_full_forward_pass(engine):
+    lengths = [3, 40, 90]
+    for length, completions in zip(
+        lengths, engine.generate([context(x) for x in lengths], SamplingParams(n=5, max_tokens=80, seed=3)), strict=True
+    ):
+        for completion in completions:
+            token_1T = torch.tensor([context(length) + completion.token_ids])
+            with torch.no_grad():
+                logits_1TV = engine.decoder(
+                    token_1T, torch.arange(token_1T.shape[1])[None], causal_attention, all_logits
+                )
+            logprob_TV = logits_1TV[0, length - 1 : -1].log_softmax(-1)
+            logprob_T = logprob_TV.gather(1, token_1T[0, length:, None])[:, 0]
+            entropy_T = -(logprob_TV.exp() * logprob_TV).sum(-1)
+            np.testing.assert_allclose(completion.logprobs, logprob_T, atol=1e-5)
+            np.testing.assert_allclose(completion.entropies, entropy_T, atol=1e-5)
+            assert completion.drawn_logprobs.tobytes() == completion.logprobs.tobytes()
+
+
+# In float64, so that no rounding decides a draw and tokens can be compared.
+DOUBLE = decoder(seed=5, dtype=torch.float64, num_hidden_layers=2)
+
+requests = st.lists(
+    st.tuples(
+        st.integers(1, 70).map(context),
+        st.builds(
+            SamplingParams,
+            n=st.integers(1, 5),
+            max_tokens=st.sampled_from([1, 2, 9, 14]),
+            temperature=st.sampled_from([0.0, 0.7, 1.0]),
+            top_k=st.sampled_from([0, 0, 30]),
+            top_p=st.sampled_from([1.0, 1.0, 0.8]),
+            min_p=st.sampled_from([0.0, 0.0, 0.05]),
+            stop=st.sampled_from([(), (), ("e",), ("th", ">"), (" ", "zzz")]),
+            stop_token_ids=st.sampled_from([(), SOME_TOKENS]),
+            seed=st.integers(0, 2**64 - 1),
+        ),
+    ),
+    min_size=1,
+    max_size=4,
+)
+
+
+@settings(max_examples=20)
+@given(requests, st.sampled_from([1, 16, 512]))
+def test_matches_the_slow_engine(requests, max_rows):
+    engine = Engine(DOUBLE, tokenizer(), max_rows)
+    contexts, params = zip(*requests, strict=True)
+    for completions, one_context, one_params in zip(engine.generate(contexts, params), contexts, params, strict=True):
+        assert_same(completions, slow_completions(DOUBLE, one_context, one_params))
+
+
+def test_long_completions_outgrow_the_first_room_of_the_cache():
+    params = SamplingParams(n=3, max_tokens=150, seed=1)
+    (completions,) = Engine(DOUBLE, tokenizer()).generate([context(20)], [params])
+    assert max(len(completion.token_ids) for completion in completions) > 130
+    assert_same(completions, slow_completions(DOUBLE, context(20), params))
+
+
+# In other company
+
+
+def mixed_requests():
+    """Contexts of several padded lengths, some equal; completions of many lengths, so that rows are dropped."""
+    contexts = [context(length, seed) for seed in range(3) for length in (1, 5, 30, 33, 60, 64, 65, 100)]
+    params = [
+        SamplingParams(
+            n=(8, 3, 16, 1)[i % 4] if i % 5 else 8, max_tokens=40 if i % 7 else 12, stop_token_ids=SOME_TOKENS, seed=i
+        )
+        for i in range(len(contexts))
+    ]
+    return contexts, params
+
+
+# Powers of two; widths that leave a remainder in every vector loop; seven queries to a key, as in Qwen2.5-7B; one key
+# head, so that one context is one matrix.
+INVARIANT_SHAPES = {
+    "plain": {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "head_dim": 32},
+    "odd": {"hidden_size": 36, "intermediate_size": 52, "num_attention_heads": 6, "head_dim": 48},
+    "seven": {"num_attention_heads": 14, "head_dim": 16},
+    "one-key": {"hidden_size": 32, "num_attention_heads": 5, "num_key_value_heads": 1, "head_dim": 64},
+}
+
+
+@pytest.mark.parametrize("shape", INVARIANT_SHAPES)
+def test_company_changes_no_bit(shape):
+    model = decoder(num_hidden_layers=1, **INVARIANT_SHAPES[shape])
+    contexts, params = mixed_requests()
+    together = Engine(model, tokenizer()).generate(contexts, params)
+    lengths = {len(completion.token_ids) for completions in together for completion in completions}
+    assert len(lengths) > 15
+    rng = np.random.default_rng(0)
+    for max_rows, size in ((1, 24), (40, 24), (512, 7)):
+        some = rng.permutation(len(contexts))[:size]
+        apart = Engine(model, tokenizer(), max_rows).generate([contexts[i] for i in some], [params[i] for i in some])
+        assert_identical(apart, [together[i] for i in some])
+    for i in range(0, len(contexts), 7):
+        assert_identical(Engine(model, tokenizer()).generate([contexts[i]], [params[i]]), [together[i]])
+
+
+def test_many_equal_rows_change_no_bit(engine):
+    """A wave of hundreds of rows, a wave of sixteen, and a batch that shrinks from the one to the other."""
+    params = [SamplingParams(n=8, max_tokens=30, stop_token_ids=SOME_TOKENS[: 2 * (i % 9)], seed=i) for i in range(60)]
+    contexts = [context(50, i) for i in range(60)]
+    together = engine.generate(contexts, params)
+    for i in (0, 17, 59):
+        assert_identical(engine.generate([contexts[i]], [params[i]]), [together[i]])
+    assert_identical(Engine(engine.decoder, tokenizer(), 1024).generate(contexts, params), together)
+
+
+@settings(max_examples=15)
+@given(requests, requests, st.integers(1, 64))
+def test_company_changes_no_bit_whatever_is_asked(engine, requests, others, max_rows):
+    alone = engine.generate(*zip(*requests, strict=True))
+    mixed = Engine(engine.decoder, tokenizer(), max_rows).generate(*zip(*others, *requests, strict=True))
+    assert_identical(mixed[len(others) :], alone)
+
+
+def test_fewer_samples_are_the_first_of_more(engine):
+    """Sample i has its own noise: the tokens of n = 3 are those of n = 8 to rounding."""
+    few, many = (engine.generate([context(20)], [SamplingParams(n=n, max_tokens=20, seed=4)])[0] for n in (3, 8))
+    assert [c.token_ids for c in few] == [c.token_ids for c in many[:3]]
+
+
+def test_a_longer_limit_only_adds_tokens(engine):
+    short, long = (
+        engine.generate([context(20)], [SamplingParams(n=8, max_tokens=limit, seed=4)])[0] for limit in (7, 30)
+    )
+    for a, b in zip(short, long, strict=True):
+        assert a.token_ids == b.token_ids[:7]
+        assert a.logprobs.tobytes() == b.logprobs[:7].tobytes()
+
+
+# Noise
+
+
+def test_samples_seeds_and_contexts_of_one_params_differ(engine):
+    params = SamplingParams(n=6, max_tokens=12, seed=9)
+    completions = engine.generate([context(10)] * 4, params)
+    completions += engine.generate([context(10)], [replace(params, seed=10)])
+    texts = [tuple(completion.token_ids) for group in completions for completion in group]
+    assert len(set(texts)) == len(texts) == 30
+    assert len({tokens[0] for tokens in texts}) > 10  # the first token too
+
+
+def test_equal_requests_are_equal(engine):
+    params = [SamplingParams(n=2, max_tokens=12, seed=9)] * 3
+    one, two, three = engine.generate([context(10)] * 3, params)
+    assert_identical([one], [two])
+    assert_identical([one], [three])
+    assert_identical(engine.generate([context(10)] * 3, params), [one, two, three])
+
+
+def test_first_tokens_follow_the_distribution(engine):
+    """2,000 first tokens of one context against its soft-max, in ten cells of about equal mass."""
+    (group,) = engine.generate([context(8)], SamplingParams(n=2000, max_tokens=1))
+    with torch.no_grad():
+        logits_1TV = engine.decoder(torch.tensor([context(8)]), torch.arange(8)[None], causal_attention, all_logits)
+    probability_V = logits_1TV[0, -1].double().softmax(-1)
+    cell_V = (probability_V.cumsum(-1) * 10).long().clamp_max(9)
+    expected = torch.zeros(10, dtype=torch.float64).index_add_(0, cell_V, probability_V) * 2000
+    counts = cell_V[[completion.token_ids[0] for completion in group]].bincount(minlength=10)
+    assert ((counts - expected) ** 2 / expected).sum() < 33.7  # chi-square, 9 degrees of freedom, p = 1e-4
+
+
+# Ends
+
+
+def test_stop_strings_end_a_completion_where_they_first_occur(engine):
+    """Whatever piece of the free text is made a stop string: across tokens, within one, at an end of one."""
+    free = engine.generate([context(25)], [SamplingParams(n=4, max_tokens=40, seed=2)])[0]
+    for completion in free:
+        whole = tokenizer().decode(completion.token_ids, skip_special_tokens=True)
+        for start, end in ((0, 1), (3, 4), (5, 8), (10, 16), (20, 21), (0, len(whole) - 1)):
+            string = whole[start:end]
+            if not string.isascii() or not string:
+                continue
+            stopped = engine.generate([context(25)], [SamplingParams(n=4, max_tokens=40, seed=2, stop=(string,))])[0]
+            for a, b in zip(stopped, free, strict=True):
+                texts = [
+                    tokenizer().decode(b.token_ids[:t], skip_special_tokens=True) for t in range(len(b.token_ids) + 1)
+                ]
+                num_tokens = next((t for t, text in enumerate(texts) if string in text), None)
+                if num_tokens is None:
+                    assert (a.token_ids, a.text, a.finish_reason) == (b.token_ids, b.text, b.finish_reason)
+                else:
+                    assert a.token_ids == b.token_ids[:num_tokens]
+                    assert a.text == texts[num_tokens][: texts[num_tokens].index(string) + len(string)]
+                    assert a.finish_reason == "stop"
+                    assert a.logprobs.tobytes() == b.logprobs[:num_tokens].tobytes()
+
+
+def test_the_stop_string_that_ends_first_counts(engine):
+    params = SamplingParams(n=6, max_tokens=60, seed=1, stop=("s", "er", "</answer>", " th"))
+    ends = set()
+    for completion in engine.generate([context(12)], [params])[0]:
+        if completion.finish_reason == "stop" and completion.token_ids[-1] != END:
+            found = [string for string in params.stop if string in completion.text]
+            assert found and completion.text.endswith(tuple(found))
+            assert not any(string in completion.text[:-1] for string in params.stop)
+            ends.update(found)
+    assert len(ends) > 1
+
+
+def test_the_end_token_and_stop_tokens_end_a_completion(engine):
+    (completions,) = engine.generate([context(6)], SamplingParams(n=64, max_tokens=60, stop_token_ids=(70, 71)))
+    last = [completion.token_ids[-1] for completion in completions if completion.finish_reason == "stop"]
+    assert {END, 70, 71} == set(last)
+    for completion in completions:
+        assert not {END, 70, 71} & set(completion.token_ids[:-1])
+        assert (completion.finish_reason == "stop") == (completion.token_ids[-1] in (END, 70, 71))
+        assert completion.finish_reason == "stop" or len(completion.token_ids) == 60
+        assert "<|im_end|>" not in completion.text
+        assert completion.text == tokenizer().decode(completion.token_ids, skip_special_tokens=True)
+        assert len(completion.logprobs) == len(completion.entropies) == len(completion.token_ids)
+
+
+def test_one_token_of_one_sample(engine):
+    (((completion),),) = engine.generate([context(5)], SamplingParams(max_tokens=1))
+    assert len(completion.token_ids) == len(completion.logprobs) == 1
+
+
+def test_no_contexts(engine):
+    assert engine.generate([], SamplingParams()) == []
+
+
+def test_texts_are_tokenized_as_they_are(engine):
+    text = "the answer <|im_start|> is</answer>"
+    token_ids = tokenizer().encode(text, add_special_tokens=False)
+    params = SamplingParams(n=2, max_tokens=5)
+    assert_identical(engine.generate([text], params), engine.generate([token_ids], params))
+
+
+@pytest.mark.parametrize("string", ["</answer>", ">", "er", " th", "\n\n", "é", "is, th"])
+def test_tokens_that_cannot_end_a_stop_string_never_do(string):
+    """For every token after every kind of text: where the string appears with the token, the token was a candidate."""
+    can_end_V = StopFinder(tokenizer(), V).can_end_V((string,))
+    pieces = [tokenizer().decode([token]) for token in range(V)]
+    assert 0 < can_end_V.sum() < V
+    encoded = tokenizer().encode(string)
+    for before in ([], tokenizer().encode("the"), encoded[:-1], tokenizer().encode(string[:-1])):
+        if string in tokenizer().decode(before):
+            continue
+        for token in range(V):
+            if string in tokenizer().decode(before + [token]):
+                assert can_end_V[token], (before, pieces[token])
+
+
+def test_a_character_of_several_tokens_ends_a_completion():
+    """é is two byte tokens here: the stop string is complete with the second."""
+    finder = StopFinder(tokenizer(), V)
+    token_ids = tokenizer().encode("isé")
+    assert len(token_ids) == 3
+    assert finder.can_end_V(("sé",))[token_ids[-1]]
+    assert finder.cut(token_ids, ("sé",)) == "isé"
+    assert finder.cut(token_ids[:-1], ("sé",)) is None
+
+
+# Weights
+
+
+def test_sees_weights_that_change_in_place(tmp_path):
+    save_decoder(decoder(seed=8), tmp_path)
+    tokenizer().save_pretrained(tmp_path)
+    params = SamplingParams(n=3, max_tokens=20, seed=2)
+    engine = Engine(decoder(seed=7), tokenizer())
+    before = engine.generate([context(30)], params)
+    load_weights_(engine.decoder, tmp_path)
+    after = engine.generate([context(30)], params)
+    assert before[0][0].token_ids != after[0][0].token_ids
+    assert_identical(after, Engine.from_pretrained(tmp_path).generate([context(30)], params))
+
+
+def test_leaves_no_trace_in_the_decoder(engine):
+    model = decoder(seed=9)
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    Engine(model, tokenizer()).generate([context(5)], SamplingParams(n=2, max_tokens=4))
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+    token_1T = torch.tensor([context(5)])
+    model(token_1T, torch.arange(5)[None], causal_attention, all_logits).sum().backward()
+    assert model.norm.weight.grad is not None and torch.is_grad_enabled()
+
+
+def test_bfloat16_runs_and_records_its_own_logprobs():
+    model = decoder(seed=3, dtype=torch.bfloat16)
+    (completions,) = Engine(model, tokenizer()).generate([context(40)], SamplingParams(n=4, max_tokens=20))
+    for completion in completions:
+        token_1T = torch.tensor([context(40) + completion.token_ids])
+        with torch.no_grad():
+            logits_1TV = model(token_1T, torch.arange(token_1T.shape[1])[None], causal_attention, all_logits)
+        logprob_T = logits_1TV[0, 39:-1].float().log_softmax(-1).gather(1, token_1T[0, 40:, None])[:, 0]
+        assert np.abs(completion.logprobs - logprob_T.numpy()).mean() < 0.05
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("contexts", "params", "message"),
+    [
+        ([[1], []], SamplingParams(max_tokens=1), "context 1 is empty"),
+        ([""], SamplingParams(), "context 0 is empty"),
+        ([[1, 2]], [SamplingParams()] * 2, "1 contexts but 2 sampling params"),
+        ([[1] * 500], SamplingParams(max_tokens=13),
+         "context 0 has 500 tokens and asks for 13 more; the model's limit is 512"),
+        ([[1, V]], SamplingParams(max_tokens=1), f"context 0 has token {V}; the model has {V} tokens"),
+        ([[1, -1]], SamplingParams(max_tokens=1), f"context 0 has token -1; the model has {V} tokens"),
+    ],
+)  # fmt: skip
+def test_refuses(engine, contexts, params, message):
+    with pytest.raises(ValueError) as error:
+        engine.generate(contexts, params)
+    assert str(error.value) == message
+
+
+def test_a_context_may_fill_the_model(engine):
+    (((completion),),) = engine.generate([[1] * 500], SamplingParams(max_tokens=12, temperature=0))
+    assert len(completion.token_ids) == 12 or completion.finish_reason == "stop"
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"n": 0}, "sampling n=0 must be at least 1"),
+        ({"max_tokens": 0}, "sampling max_tokens=0 must be at least 1"),
+        ({"temperature": -1.0}, "sampling temperature=-1.0 must be at least 0 and finite"),
+        ({"temperature": float("nan")}, "sampling temperature=nan must be at least 0 and finite"),
+        ({"top_k": -1}, "sampling top_k=-1 must be at least 0 (0 keeps all tokens)"),
+        ({"top_p": 0.0}, "sampling top_p=0.0 must be in (0, 1]"),
+        ({"min_p": 1.5}, "sampling min_p=1.5 must be in [0, 1]"),
+        ({"stop": ("a", "")}, "sampling stop=('a', '') must be a tuple of non-empty strings"),
+        ({"stop": "</answer>"}, "sampling stop='</answer>' must be a tuple of non-empty strings"),
+        ({"seed": 1 << 64}, "sampling seed=18446744073709551616 must be in [0, 2^64)"),
+    ],
+)
+def test_refuses_params(values, message):
+    with pytest.raises(ValueError) as error:
+        SamplingParams(**values)
+    assert str(error.value) == message
+
+
+def test_refuses_no_rows():
+    with pytest.raises(ValueError, match=r"^max_rows=0 must be at least 1$"):
+        Engine(decoder(), tokenizer(), 0)
+
+
+def test_refuses_a_directory_without_a_tokenizer(tmp_path):
+    save_decoder(decoder(), tmp_path)
+    with pytest.raises(ValueError, match=r"no tokenizer\.json; a model directory holds its tokenizer$"):
+        load_tokenizer(tmp_path)
