@@ -7,13 +7,20 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 
 import torch
 
-from patarm_core.recipe import to_toml
+from patarm_core.recipe import read_recipe, to_toml
 from trainer.config import Recipe
 from trainer.distributed import World
+
+# What changes no result, beyond rounding.
+_MAY_CHANGE = {
+    "out", "resume", "num_processes", "activation_checkpointing", "max_rows", "tokens_per_micro_batch",
+    "checkpoint_every",
+}  # fmt: skip
 
 
 class RunFolder:
@@ -29,16 +36,18 @@ class RunFolder:
         Nothing is made yet, so that a mistake found before `create` leaves nothing behind.
 
         Raises:
-            ValueError: `resume` is set and there is no run to go on with.
+            ValueError: `resume` is set and there is no run to go on with, or it was started with another recipe.
         """
-        path, number = Path(recipe.out), 1
-        if world.is_main and not recipe.resume:
+        path, number, problem = Path(recipe.out), 1, None
+        if world.is_main and recipe.resume:
+            problem = _obstacle(path / "recipe.toml", recipe)
+        elif world.is_main:
             while path.exists() and not (path.is_dir() and not any(path.iterdir())):
                 number += 1
                 path = Path(f"{recipe.out}-{number}")
-        path, is_there = world.gather((path, (path / "recipe.toml").is_file()))[0]
-        if recipe.resume and not is_there:
-            raise ValueError(f"{recipe.out}: there is no run to resume (no recipe.toml)")
+        path, problem = world.gather((path, problem))[0]
+        if problem:
+            raise ValueError(problem)
         return cls(path, world.is_main)
 
     def create(self, recipe: Recipe) -> None:
@@ -76,6 +85,26 @@ class RunFolder:
             if (self.path / file).is_file():
                 kept = [r for r in self.records(file) if r["stage"] != stage or r["step"] <= step]
                 write_text(self.path / file, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in kept))
+
+
+def _obstacle(file: Path, recipe: Recipe) -> str | None:
+    """Why the run of this recipe file cannot be gone on with, if so."""
+    if not file.is_file():
+        return f"{file.parent}: there is no run to resume (no {file.name})"
+    began = _flat(read_recipe(Recipe, [(str(file), file.read_text(encoding="utf-8"))]))
+    for key, value in _flat(recipe).items():
+        if value != began[key] and key.rpartition(".")[2] not in _MAY_CHANGE:
+            return f"{file}: {key}: the run began with {began[key]!r}, not with {value!r}; start a new one to change it"
+    return None
+
+
+def _flat(recipe: object, prefix: str = "") -> dict[str, object]:
+    """Values by dotted key."""
+    flat = {}
+    for field in fields(recipe):
+        value = getattr(recipe, field.name)
+        flat |= _flat(value, f"{prefix}{field.name}.") if is_dataclass(value) else {prefix + field.name: value}
+    return flat
 
 
 def write_text(path: Path, text: str) -> None:

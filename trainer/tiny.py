@@ -105,9 +105,3 @@ def small_config(recipe: Recipe) -> DecoderConfig:
         tie_word_embeddings=True,
         max_position_embeddings=small.max_position_embeddings,
     )
-
-
-def small_model(path: str | Path, recipe: Recipe, book: RubricBook, examples: Sequence[JudgmentExample]) -> None:
-    """Makes the small model of a recipe."""
-    tokenizer = small_tokenizer(recipe, book, examples)
-    make_model(path, small_config(recipe), tokenizer, recipe.seed, recipe.model.small.init_std)

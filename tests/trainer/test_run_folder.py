@@ -42,6 +42,18 @@ def test_an_empty_folder_is_used_and_a_file_is_not(tmp_path, one_process):
     assert (tmp_path / "file").read_text() == "mine"
 
 
+def test_a_run_goes_on_with_the_recipe_it_began_with(tmp_path, one_process):
+    opened(tmp_path / "x", one_process, **{"grpo.optim.lr": 0.25})
+    with pytest.raises(ValueError) as error:
+        opened(tmp_path / "x", one_process, **{"grpo.optim.lr": 0.5, "resume": True})
+    file = tmp_path / "x" / "recipe.toml"
+    told = "the run began with 0.25, not with 0.5; start a new one to change it"
+    assert str(error.value) == f"{file}: grpo.optim.lr: {told}"
+    harmless = {"sft.tokens_per_micro_batch": 64, "rollout.max_rows": 8, "grpo.checkpoint_every": 3}
+    moved = (tmp_path / "x").rename(tmp_path / "y")
+    assert opened(moved, one_process, **harmless, **{"grpo.optim.lr": 0.25, "resume": True}).path == moved
+
+
 def test_the_resolved_recipe_is_kept(tmp_path, one_process):
     recipe = recipe_of({"out": tmp_path / "x", "seed": 5, "grpo.optim.lr": 0.25})
     RunFolder.open(recipe, one_process).create(recipe)
