@@ -53,6 +53,7 @@ def run_pairs(options: argparse.Namespace) -> dict:
 
 def write_judgments(file: Path, judged: Sequence[JudgedPair]) -> None:
     """One line per judgment: source, id, side, text, score, error. The file appears whole or not at all."""
+    file.parent.mkdir(parents=True, exist_ok=True)
     aside = file.with_name(file.name + ".partial")
     with open(aside, "w", encoding="utf-8") as out:
         for item in judged:

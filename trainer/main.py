@@ -38,6 +38,7 @@ def run(recipe: Recipe) -> None:
     # Imported here so that a mistyped recipe is told in a second, not after torch has loaded.
     import torch
 
+    from eval.pairs_command import write_judgments
     from eval.tables import accuracy_table, task_table
     from rollout.weights import save_decoder
     from trainer.data import write_data
@@ -90,6 +91,7 @@ def run(recipe: Recipe) -> None:
             judged = meter.judge(learner, data.held_out, recipe.eval.num_judgments, f"held-out, {name}")
             results[name] = summary(judged, recipe.eval.votes)
             if world.is_main:
+                write_judgments(folder.path / "judgments" / f"{name}.jsonl", judged)
                 write_text(folder.path / "report.json", json.dumps({"held_out": results, **spent()}, indent=1))
 
         measure("initial", untrained)
