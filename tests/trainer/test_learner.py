@@ -57,9 +57,9 @@ def weights(learner: Learner) -> dict[str, torch.Tensor]:
 
 def assert_close(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], tolerance: float) -> None:
     assert found.keys() == expected.keys()
-    largest = max(float(tensor.abs().max()) for tensor in expected.values())
+    largest = max(tensor.detach().abs().max().item() for tensor in expected.values())
     for name, tensor in expected.items():
-        assert float((found[name] - tensor).abs().max()) <= tolerance * largest, name
+        assert (found[name] - tensor).detach().abs().max().item() <= tolerance * largest, name
 
 
 def assert_equal(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:

@@ -269,7 +269,7 @@ def quickstart(tmp_path_factory):
 def test_a_run_leaves_everything_in_its_folder(quickstart):
     first, _ = quickstart
     files = {file.relative_to(first).as_posix() for file in first.rglob("*") if file.is_file()}
-    assert {file for file in files if not file.startswith(("models/", "checkpoints/"))} == {
+    assert {file for file in files if not file.startswith(("models/", "checkpoints/", "judgments/"))} == {
         "recipe.toml", "metrics.jsonl", "samples.jsonl", "report.json", "report.md", "curves.png",
         "data/judgments.jsonl", "data/pairs.jsonl", "data/dev.jsonl", "data/held_out.jsonl",
     }  # fmt: skip
