@@ -106,7 +106,6 @@ class Engine:
             token_ids = (
                 self.tokenizer.encode(context, add_special_tokens=False) if isinstance(context, str) else context
             )
-            limit, V = self.decoder.config.max_position_embeddings, self.decoder.config.vocab_size
             if not token_ids:
                 raise ValueError(f"context {index} is empty")
             if not 0 <= min(token_ids) <= max(token_ids) < V:

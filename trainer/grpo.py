@@ -97,6 +97,8 @@ def to_groups(rollouts: Sequence[PairRollout], advantage: Sequence[float]) -> li
 
 
 def policy_loss(config: GrpoConfig, reference: torch.nn.Module | None) -> TokenLossFn:
+    """The loss of a token. In a group without variance the advantage is 0, and the KL penalty is all that pulls."""
+
     def token_loss(batch: MicroBatch, logprob_T: Tensor, entropy_T: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         reference_T = None
         if reference is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -68,7 +69,7 @@ class RunFolder:
     def append(self, file: str, *records: dict) -> None:
         if self.is_writer and records:
             with open(self.path / file, "a", encoding="utf-8") as log:
-                log.write("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+                log.write("".join(map(_line, records)))
 
     def records(self, file: str) -> list[dict]:
         if not (self.path / file).is_file():
@@ -84,7 +85,13 @@ class RunFolder:
         for file in ("metrics.jsonl", "samples.jsonl"):
             if (self.path / file).is_file():
                 kept = [r for r in self.records(file) if r["stage"] != stage or r["step"] <= step]
-                write_text(self.path / file, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in kept))
+                write_text(self.path / file, "".join(map(_line, kept)))
+
+
+def _line(record: dict) -> str:
+    """One line of strict JSON: a number that is not finite becomes null."""
+    strict = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
+    return json.dumps(strict, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def _obstacle(file: Path, recipe: Recipe) -> str | None:

@@ -1,0 +1,139 @@
+"""A run, from the recipe to the report: inputs are checked, the stages run, held-out pairs are measured around them."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from eval.contexts import read_text
+from eval.pair_accuracy import summary
+from eval.pairs_command import write_judgments
+from eval.tables import accuracy_table, task_table
+from rollout.weights import save_decoder
+from trainer.config import Recipe
+from trainer.data import write_data
+from trainer.dev import DevMeter
+from trainer.distributed import World, world
+from trainer.grpo import run_grpo
+from trainer.inputs import Inputs, load_inputs
+from trainer.learner import Learner
+from trainer.report import draw_curves, time_table
+from trainer.run_folder import RunFolder, write_text
+from trainer.sft import run_sft
+from trainer.tiny import make_model
+
+
+def run(recipe: Recipe) -> None:
+    """Trains what the recipe says, and prints the report.
+
+    Raises:
+        ValueError: one line about a mistake in the recipe or in what it names, before anything is written.
+    """
+    start = time.perf_counter()
+    with world(recipe.num_processes) as here:
+        with here.agreed():
+            folder = RunFolder.open(recipe, here)
+        if all(map(folder.is_finished, recipe.stages)) and (folder.path / "report.md").is_file():
+            if here.is_main:
+                print(read_text(folder.path / "report.md"))
+            return
+        model = recipe.model.path or (str(folder.model("initial")) if folder.is_finished("initial") else "")
+        with here.agreed():
+            inputs = load_inputs(recipe, model)
+            # A checkpoint of another shape is told here, and not after hours.
+            untrained = Learner(model, recipe.model, recipe.sft.optim, 1, here) if model else None
+        with _ours_to_blame():
+            folder.create(recipe)
+            if here.is_main:
+                print(f"run folder: {folder.path}", flush=True)
+                if recipe.data.source == "embedded":
+                    write_data(inputs.data, folder.path / "data")
+                if not model:
+                    seed, init_std = recipe.seed, recipe.model.small.init_std
+                    make_model(folder.model("initial"), inputs.model_config, inputs.tokenizer, seed, init_std)
+            here.gather(None)  # the model is there
+            if untrained is None:
+                model = str(folder.model("initial"))
+                untrained = Learner(model, recipe.model, recipe.sft.optim, 1, here)
+            meter = DevMeter(recipe, model, inputs.contexts, here)
+            held_out = HeldOut(recipe, folder, inputs, meter, start)
+            held_out.measure("initial", untrained)
+            del untrained  # its memory is the stages' now
+            for stage in recipe.stages:
+                if not folder.is_finished(stage):
+                    _run_stage(stage, model, recipe, folder, inputs, meter, held_out)
+                model = str(folder.model(stage))
+            if here.is_main:
+                _report(folder, held_out, model, here)
+
+
+def _run_stage(
+    stage: str, model: str, recipe: Recipe, folder: RunFolder, inputs: Inputs, meter: DevMeter, held_out: HeldOut
+) -> None:
+    """Trains a stage from the directory `model`, measures it and exports it; the export is what marks it finished."""
+    if stage == "sft":
+        learner = run_sft(recipe, folder, model, inputs.judgments, inputs.data.dev, meter)
+    else:
+        learner = run_grpo(recipe, folder, model, inputs.data.pairs, inputs.data.dev, meter)
+    held_out.measure(stage, learner)
+    if folder.is_writer:
+        inputs.tokenizer.save_pretrained(folder.model(stage))
+    meter.world.gather(None)
+    save_decoder(learner.decoder, folder.model(stage), is_writer=folder.is_writer)
+    meter.world.gather(None)
+    del learner
+    torch.cuda.empty_cache()
+
+
+class HeldOut:
+    """Results on the held-out pairs by model name, kept in report.json as they come in."""
+
+    def __init__(self, recipe: Recipe, folder: RunFolder, inputs: Inputs, meter: DevMeter, start: float) -> None:
+        self.recipe, self.folder, self.meter, self.start = recipe, folder, meter, start
+        self.pairs = inputs.data.held_out
+        file = folder.path / "report.json"
+        before = json.loads(read_text(file)) if file.is_file() else {}
+        self.results: dict[str, dict] = before.get("held_out", {})
+        self._earlier_s = {name: before.get(name, 0.0) for name in ("wall_s", "cpu_s")}  # of a run that resumes
+
+    def spent(self) -> dict[str, float]:
+        """Wall and process CPU seconds of the run so far, this process."""
+        now = {"wall_s": time.perf_counter() - self.start, "cpu_s": time.process_time()}
+        return {name: self._earlier_s[name] + seconds for name, seconds in now.items()}
+
+    def measure(self, name: str, learner: Learner) -> None:
+        if not self.pairs or name in self.results:
+            return
+        judged = self.meter.judge(learner, self.pairs, self.recipe.eval.num_judgments, f"held-out, {name}")
+        self.results[name] = summary(judged, self.recipe.eval.votes)
+        if self.folder.is_writer:
+            write_judgments(self.folder.path / "judgments" / f"{name}.jsonl", judged)
+            report = {"held_out": self.results, **self.spent()}
+            write_text(self.folder.path / "report.json", json.dumps(report, indent=1))
+
+
+def _report(folder: RunFolder, held_out: HeldOut, model: str, here: World) -> None:
+    records, results = folder.records("metrics.jsonl"), held_out.results
+    parts = ["## Held-out pairs", accuracy_table(results), "", task_table(results)] if results else []
+    parts += ["", "## Time (median over steps)", time_table(records)] if records else []
+    wall_s, cpu_s = held_out.spent().values()
+    parts += ["", f"Wall time {wall_s:.0f} s, process CPU time {cpu_s:.0f} s (rank 0 of {here.size})."]
+    if draw_curves(records, results, folder.path / "curves.png"):
+        parts.append(f"Curves: {folder.path / 'curves.png'}")
+    parts.append(f"The trained judge: {model}")
+    text = "\n".join(parts) + "\n"
+    write_text(folder.path / "report.md", text)  # last: with it, the run is complete
+    print("\n" + text)
+
+
+@contextmanager
+def _ours_to_blame() -> Iterator[None]:
+    """What a user can cause has been checked by now: a ValueError in here is a fault of the program, with its trace."""
+    try:
+        yield
+    except ValueError as error:
+        raise RuntimeError(f"the run failed: {error}") from error
