@@ -27,6 +27,12 @@ from trainer.sft import run_sft
 from trainer.tiny import make_model
 
 
+REAL_WEIGHTS = """The same job with Qwen3-8B, on 8 and 2 x 8 A100s (data: JSON lines, see README.md):
+  torchrun --nproc-per-node 8 trainer/main.py trainer/recipes/sft_8b.toml model.path=Qwen3-8B data.judgments=sft.jsonl
+  torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29500 \\
+    trainer/main.py trainer/recipes/rl_8b.toml data.pairs=rl.jsonl data.dev=dev.jsonl data.held_out=held_out.jsonl"""
+
+
 def run(recipe: Recipe) -> None:
     """Trains what the recipe says, and prints the report.
 
@@ -68,7 +74,7 @@ def run(recipe: Recipe) -> None:
                     _run_stage(stage, model, recipe, folder, inputs, meter, held_out)
                 model = str(folder.model(stage))
             if here.is_main:
-                _report(folder, held_out, model, here)
+                _report(recipe, folder, held_out, model, here)
 
 
 def _run_stage(
@@ -116,7 +122,7 @@ class HeldOut:
             write_text(self.folder.path / "report.json", json.dumps(report, indent=1))
 
 
-def _report(folder: RunFolder, held_out: HeldOut, model: str, here: World) -> None:
+def _report(recipe: Recipe, folder: RunFolder, held_out: HeldOut, model: str, here: World) -> None:
     records, results = folder.records("metrics.jsonl"), held_out.results
     parts = ["## Held-out pairs", accuracy_table(results), "", task_table(results)] if results else []
     parts += ["", "## Time (median over steps)", time_table(records)] if records else []
@@ -125,6 +131,8 @@ def _report(folder: RunFolder, held_out: HeldOut, model: str, here: World) -> No
     if draw_curves(records, results, folder.path / "curves.png"):
         parts.append(f"Curves: {folder.path / 'curves.png'}")
     parts.append(f"The trained judge: {model}")
+    if not recipe.model.path:
+        parts += ["", REAL_WEIGHTS]
     text = "\n".join(parts) + "\n"
     write_text(folder.path / "report.md", text)  # last: with it, the run is complete
     print("\n" + text)
