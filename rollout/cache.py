@@ -4,12 +4,12 @@ Attention of a decode step is one soft-max over [prefix | own tokens]. The prefi
 samples of a context stand side by side and read its keys once; a sample that has ended leaves its place empty, so that
 the shape of that product, and with it the rounding, is the same to the end.
 
-Every matrix of a batched product begins at a multiple of 64 bytes (prefix and tails are padded, C is a multiple of 16
-in all published models): off such a boundary the CPU's products round in other ways, which would depend on the row.
+C and L must be multiples of 16 for that (all published models' C are): then every matrix of keys, values and queries
+begins at a multiple of 64 bytes. Off these, a CPU product may round in another way, and rows would differ by where
+they stand.
 
-    P contexts   N samples of each   R rows: the samples still decoded   L prefix length (padded)
-    S own tokens so far, in multiples of 16   H query heads   K key/value heads   G = H / K   C head width
-    M = N·G   X = L + S
+    P contexts   N samples of each   R rows: the samples still decoded   L prefix length (padded)   S own tokens so far
+    H query heads   K key/value heads   G = H / K   C head width   M = N·G   X = L + S
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from rollout.decoder import causal_attention
 
-_FIRST_ROOM = 64  # tokens, a multiple of 16; the room of the tails doubles from here
+_FIRST_ROOM = 64  # tokens; the room of the tails doubles from here
 
 
 class WaveCache:
@@ -52,9 +52,9 @@ class WaveCache:
 
     def decode(self, layer: int, q_R1HC: Tensor, k_R1KC: Tensor, v_R1KC: Tensor) -> Tensor:
         """Attention of one new token per row, which becomes tail position `num_own`."""
-        position, S = self.num_own, _aligned(self.num_own + 1)
+        S = self.num_own + 1
         k_KRSC, v_KRSC = (x_KRSC[:, :, :S] for x_KRSC in self._tail_with_room(layer, k_R1KC))
-        k_KRSC[:, :, position], v_KRSC[:, :, position] = k_R1KC[:, 0].transpose(0, 1), v_R1KC[:, 0].transpose(0, 1)
+        k_KRSC[:, :, -1], v_KRSC[:, :, -1] = k_R1KC[:, 0].transpose(0, 1), v_R1KC[:, 0].transpose(0, 1)
         k_KPLC, v_KPLC = self._prefix[layer]
         K, P, L, C = k_KPLC.shape
         q_KRGC = (q_R1HC * C**-0.5).unflatten(2, (K, -1))[:, 0].transpose(0, 1).contiguous()
@@ -62,7 +62,6 @@ class WaveCache:
         prefix_KPML = _matmul(self._spread(q_KRGC).view(K, P, -1, C), k_KPLC.transpose(-1, -2)).add_(self._bias_P1L)
         prefix_KRGL = self._gather(prefix_KPML.view(K, P * self._n, -1, L))
         own_KRGS = _matmul(q_KRGC, k_KRSC.transpose(-1, -2))
-        own_KRGS[..., position + 1 :] = -torch.inf
         softmax_dtype = torch.promote_types(q_R1HC.dtype, torch.float32)
         weight_KRGX = torch.cat((prefix_KRGL, own_KRGS), -1).softmax(-1, dtype=softmax_dtype).to(q_R1HC.dtype)
         prefix_KRGL, own_KRGS = weight_KRGX.split((L, S), -1)
@@ -88,7 +87,7 @@ class WaveCache:
     def _tail_with_room(self, layer: int, k_R1KC: Tensor) -> list[Tensor]:
         if layer == len(self._tail):
             R, _, K, C = k_R1KC.shape
-            self._tail.append([k_R1KC.new_zeros(K, R, _FIRST_ROOM, C) for _ in range(2)])
+            self._tail.append([k_R1KC.new_empty(K, R, _FIRST_ROOM, C) for _ in range(2)])
         room = self._tail[layer][0].shape[2]
         if self.num_own == room:
             self._tail[layer] = [_with_room(x_KRSC, 2 * room) for x_KRSC in self._tail[layer]]
@@ -109,7 +108,7 @@ class WaveCache:
 
 def _with_room(x_KRSC: Tensor, room: int) -> Tensor:
     K, R, S, C = x_KRSC.shape
-    roomy_KRSC = x_KRSC.new_zeros(K, R, room, C)  # zeros: weight 0 times what memory holds could be nan
+    roomy_KRSC = x_KRSC.new_empty(K, R, room, C)
     roomy_KRSC[:, :, :S] = x_KRSC
     return roomy_KRSC
 
@@ -119,7 +118,3 @@ def _matmul(x_KYAB: Tensor, y_KYBC: Tensor) -> Tensor:
     if x_KYAB.shape[0] * x_KYAB.shape[1] == 1:
         return (x_KYAB.expand(2, -1, -1, -1) @ y_KYBC.expand(2, -1, -1, -1))[:1]
     return x_KYAB @ y_KYBC
-
-
-def _aligned(length: int) -> int:
-    return -(-length // 16) * 16

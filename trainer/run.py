@@ -26,7 +26,6 @@ from trainer.run_folder import RunFolder, write_text
 from trainer.sft import run_sft
 from trainer.tiny import make_model
 
-
 REAL_WEIGHTS = """The same job with Qwen3-8B, on 8 and 2 x 8 A100s (data: JSON lines, see README.md):
   torchrun --nproc-per-node 8 trainer/main.py trainer/recipes/sft_8b.toml model.path=Qwen3-8B data.judgments=sft.jsonl
   torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29500 \\

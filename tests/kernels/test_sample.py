@@ -12,7 +12,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from kernels.sample import TILE, sample
+from kernels.sample import TILE, _two_level_draw, sample
 
 # 1: nothing to choose; 5: less than a tile; 4095 to 4097: around a tile; 9000: two tiles and a ragged one.
 SIZES = [1, 5, TILE - 1, TILE, TILE + 1, 9000]
@@ -160,18 +160,25 @@ def test_draws_follow_the_distribution(V, params):
             assert chi_square_p([c for _, c in tiles], [e for e, _ in tiles]) > 1e-4
 
 
-@pytest.mark.parametrize("V", [TILE, 2 * TILE])
-def test_the_rarest_tokens_can_be_drawn(V):
-    """Each has a mass of 5e-8, which a float32 running sum from 1 never sees, and all of them together 2e-4 or 4e-4."""
-    num_draws, logit = 20_000, -16.8
-    logits_V = torch.full((V,), logit)
-    logits_V[0] = 0.0
-    expected = num_draws * (V - 1) * math.exp(logit) / (1 + (V - 1) * math.exp(logit))
-    tokens = [draw(logits_V.expand(250, V), seed).token_B for seed in range(num_draws // 250)]
-    rare = torch.cat(tokens)
-    rare = rare[rare > 0]
-    assert 0 < len(rare) < expected + 5 * math.sqrt(expected)
-    assert rare.max() > V // 2
+@pytest.mark.parametrize("V", [7, TILE, TILE + 5, 9000])
+def test_every_token_has_its_share_of_the_unit_square(V):
+    """The middle of its tile's interval and of its own within the tile draw a token, be its mass 1 or 5e-8.
+
+    A running sum in float32 has no room for the rare ones.
+    """
+    weight_V = torch.rand(V, generator=torch.Generator().manual_seed(V)) * 1e-7
+    weight_V[0] = 1.0
+    weight_V[V // 2] = 0.0
+    tiles = [tile.double().numpy() for tile in weight_V.split(TILE)]
+    tile_mass = np.array([tile.sum() for tile in tiles])
+    u_tile = np.repeat((tile_mass.cumsum() - tile_mass / 2) / tile_mass.sum(), [len(tile) for tile in tiles])
+    u_token = np.concatenate([(tile.cumsum() - tile / 2) / tile.sum() for tile in tiles])
+    for start in range(0, V, 500):
+        rows = slice(start, min(start + 500, V))
+        drawn = _two_level_draw(weight_V.expand(rows.stop - start, V), u_tile[rows], u_token[rows])
+        right = torch.arange(rows.start, rows.stop)
+        assert (drawn == right)[weight_V[rows] > 0].all()
+        assert (drawn != right)[weight_V[rows] == 0].all()
 
 
 @pytest.mark.parametrize("name", ["seed", "sample", "position"])

@@ -8,8 +8,9 @@ import json
 import pytest
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
+from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
-from rollout.decoder import Decoder, DecoderConfig, all_logits, causal_attention, init_weights_
+from rollout.decoder import Decoder, DecoderConfig, RMSNorm, all_logits, causal_attention, init_weights_
 from tests.models import config, random_decoder
 
 # Head width other than hidden_size / heads; all heads their own keys; one key for all; one layer, two-wide heads.
@@ -67,6 +68,17 @@ def test_bfloat16_is_as_near_to_float32_as_transformers(shape):
     error, yardstick = ((x.float() - exact_BTV).norm() for x in (logits(decoder, token_BT, position_BT), theirs_BTV))
     assert 0 < error <= 1.5 * yardstick
     assert yardstick < 0.1 * exact_BTV.norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_norm_rounds_where_transformers_does(dtype):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(50, 48, generator=generator).to(dtype)
+    ours, theirs = RMSNorm(48, 1e-6).to(dtype), Qwen3RMSNorm(48, 1e-6).to(dtype)
+    with torch.no_grad():
+        for norm in (ours, theirs):
+            norm.weight.copy_(torch.randn(48, generator=torch.Generator().manual_seed(1)))
+        assert torch.equal(ours(x), theirs(x))
 
 
 def test_every_norm_and_projection_counts():
