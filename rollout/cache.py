@@ -59,15 +59,15 @@ class WaveCache:
         K, P, L, C = k_KPLC.shape
         q_KRGC = (q_R1HC * C**-0.5).unflatten(2, (K, -1))[:, 0].transpose(0, 1).contiguous()
 
-        prefix_KPML = _matmul(self._spread(q_KRGC).view(K, P, -1, C), k_KPLC.transpose(-1, -2)).add_(self._bias_P1L)
+        prefix_KPML = (self._spread(q_KRGC).view(K, P, -1, C) @ k_KPLC.transpose(-1, -2)).add_(self._bias_P1L)
         prefix_KRGL = self._gather(prefix_KPML.view(K, P * self._n, -1, L))
-        own_KRGS = _matmul(q_KRGC, k_KRSC.transpose(-1, -2))
+        own_KRGS = q_KRGC @ k_KRSC.transpose(-1, -2)
         softmax_dtype = torch.promote_types(q_R1HC.dtype, torch.float32)
         weight_KRGX = torch.cat((prefix_KRGL, own_KRGS), -1).softmax(-1, dtype=softmax_dtype).to(q_R1HC.dtype)
         prefix_KRGL, own_KRGS = weight_KRGX.split((L, S), -1)
 
-        o_KPMC = _matmul(self._spread(prefix_KRGL).view(K, P, -1, L), v_KPLC)
-        o_KRGC = self._gather(o_KPMC.view(K, P * self._n, -1, C)) + _matmul(own_KRGS, v_KRSC)
+        o_KPMC = self._spread(prefix_KRGL).view(K, P, -1, L) @ v_KPLC
+        o_KRGC = self._gather(o_KPMC.view(K, P * self._n, -1, C)) + own_KRGS @ v_KRSC
         return o_KRGC.transpose(0, 1).reshape(q_R1HC.shape)
 
     def keep(self, row_R: Tensor) -> None:
@@ -111,10 +111,3 @@ def _with_room(x_KRSC: Tensor, room: int) -> Tensor:
     roomy_KRSC = x_KRSC.new_empty(K, R, room, C)
     roomy_KRSC[:, :, :S] = x_KRSC
     return roomy_KRSC
-
-
-def _matmul(x_KYAB: Tensor, y_KYBC: Tensor) -> Tensor:
-    """A batched product; one of a single matrix would be split among threads and round differently."""
-    if x_KYAB.shape[0] * x_KYAB.shape[1] == 1:
-        return (x_KYAB.expand(2, -1, -1, -1) @ y_KYBC.expand(2, -1, -1, -1))[:1]
-    return x_KYAB @ y_KYBC

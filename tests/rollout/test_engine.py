@@ -205,6 +205,20 @@ def test_many_equal_rows_change_no_bit(engine):
     assert_identical(Engine(engine.decoder, tokenizer(), 1024).generate(contexts, params), together)
 
 
+def test_the_last_row_is_like_any_other():
+    """Vector loops end in a remainder: the rows of 23 contexts are no multiple of anything, and each stands last once."""
+    engine = Engine(decoder(num_hidden_layers=1, **INVARIANT_SHAPES["odd"]), tokenizer())
+    contexts, params = (
+        [context(9, i) for i in range(23)],
+        [SamplingParams(n=3, max_tokens=3, seed=i) for i in range(23)],
+    )
+    together = engine.generate(contexts, params)
+    for i in range(23):
+        assert_identical(
+            engine.generate(contexts[i:] + contexts[:i], params[i:] + params[:i]), together[i:] + together[:i]
+        )
+
+
 @settings(max_examples=15)
 @given(requests, requests, st.integers(1, 64))
 def test_company_changes_no_bit_whatever_is_asked(engine, requests, others, max_rows):
