@@ -206,17 +206,14 @@ def test_many_equal_rows_change_no_bit(engine):
 
 
 def test_the_last_row_is_like_any_other():
-    """Vector loops end in a remainder: the rows of 23 contexts are no multiple of anything, and each stands last once."""
+    """54 rows of 52 leave a remainder in vector loops, which would round on its own; each context is last once."""
     engine = Engine(decoder(num_hidden_layers=1, **INVARIANT_SHAPES["odd"]), tokenizer())
-    contexts, params = (
-        [context(9, i) for i in range(23)],
-        [SamplingParams(n=3, max_tokens=3, seed=i) for i in range(23)],
-    )
+    contexts = [context(9, i) for i in range(18)]
+    params = [SamplingParams(n=3, max_tokens=4, seed=i) for i in range(18)]
     together = engine.generate(contexts, params)
-    for i in range(23):
-        assert_identical(
-            engine.generate(contexts[i:] + contexts[:i], params[i:] + params[:i]), together[i:] + together[:i]
-        )
+    for i in range(1, 18):
+        turned = engine.generate(contexts[i:] + contexts[:i], params[i:] + params[:i])
+        assert_identical(turned, together[i:] + together[:i])
 
 
 @settings(max_examples=15)
