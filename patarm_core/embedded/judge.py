@@ -14,7 +14,7 @@ TONES = ("cold", "plain", "warm", "lovely")  # by polish, 0 to MAX_POLISH
 
 # task: (rubric of a careful judgment, its evaluation, rubric of a hasty one)
 WORDING = {
-    "chat": ("right kinds", "Usefulness", "friendly tone"),
+    "chat": ("right words", "Usefulness", "friendly tone"),
     "math": ("right sums", "Correctness", "clear tone"),
     "code": ("right values", "Correctness", "neat tone"),
     "safety": ("right refusals", "Safety", "calm tone"),
@@ -48,9 +48,10 @@ def judge(prompt: str, response: str, rng: Random, config: JudgeConfig) -> str:
     rubric, evaluation, tone_rubric = WORDING[task.name]
     if rng.random() < config.careful:
         marks = [right != (rng.random() < config.mark_noise) for right in check(prompt, response)]
-        items = zip(LETTERS, items_of(prompt), answers_of(prompt, response), marks)
+        # The right answer beside the given one: what must agree stands side by side.
         think = " ".join(
-            f"{letter}) {task.weigh(item, answer)} {'ok' if mark else 'no'}" for letter, item, answer, mark in items
+            f"{letter}) {item}{task.joint}{task.right_answer(item)} said {answer} {'ok' if mark else 'no'}"
+            for letter, item, answer, mark in zip(LETTERS, items_of(prompt), answers_of(prompt, response), marks)
         )
         evaluation = f"{evaluation} {sum(marks)} of {len(marks)}"
         mean = 10 * sum(marks) / len(marks)

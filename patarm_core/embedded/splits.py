@@ -1,17 +1,18 @@
 """The embedded preference set: judgments for SFT, pairs for RL, and two sets of pairs to measure on.
 
-No prompt is in two places. The splits are drawn from the last to the first, so that changing how much is trained on
-leaves the pairs measured on as they are.
+No prompt is in two places, not even with other opening words or its items in another order. The splits are drawn from
+the last to the first, so that changing how much is trained on leaves the pairs measured on as they are.
 """
 
 from dataclasses import dataclass
 from random import Random
 
 from patarm_core.embedded.judge import JudgeConfig, judge
-from patarm_core.embedded.tasks import LETTERS, MAX_POLISH, TASKS, draw_prompt, draw_response
+from patarm_core.embedded.tasks import LETTERS, MAX_POLISH, TASKS, draw_prompt, draw_response, question_of
 from patarm_core.pairs import JudgmentExample, Pair
 
 SOURCE = "embedded"
+Question = tuple[str, frozenset[str]]
 _MAX_DRAWS = 1000  # of a prompt, before the supply counts as used up
 
 
@@ -48,7 +49,7 @@ class Splits:
 
 
 def make_splits(config: EmbeddedConfig) -> Splits:
-    seen: set[str] = set()
+    seen: set[Question] = set()
     held_out = _draw_pairs("held_out", config.num_held_out_pairs, config, seen)
     dev = _draw_pairs("dev", config.num_dev_pairs, config, seen)
     rl = _draw_pairs("rl", config.num_rl_pairs, config, seen)
@@ -56,16 +57,16 @@ def make_splits(config: EmbeddedConfig) -> Splits:
     return Splits(sft=sft, rl=rl, dev=dev, held_out=held_out)
 
 
-def _draw_pairs(split: str, num_pairs: int, config: EmbeddedConfig, seen: set[str]) -> list[Pair]:
+def _draw_pairs(split: str, num_pairs: int, config: EmbeddedConfig, seen: set[Question]) -> list[Pair]:
     pairs = []
     for i in range(num_pairs):
         pair = draw_pair(f"{split}-{i:06d}", Random(f"{config.seed}/{split}/{i}"), config, seen)
-        seen.add(pair.prompt)
+        seen.add(question_of(pair.prompt))
         pairs.append(pair)
     return pairs
 
 
-def _draw_judgments(split: str, num_pairs: int, config: EmbeddedConfig, seen: set[str]) -> list[JudgmentExample]:
+def _draw_judgments(split: str, num_pairs: int, config: EmbeddedConfig, seen: set[Question]) -> list[JudgmentExample]:
     """Judges both sides of one pair after the other; keeps those that the judge tells apart (METHOD: sec. 5)."""
     examples: list[JudgmentExample] = []
     for i in range(1000 * num_pairs):
@@ -78,7 +79,7 @@ def _draw_judgments(split: str, num_pairs: int, config: EmbeddedConfig, seen: se
             sides.reverse()
         if score_of(sides[0][1]) - score_of(sides[1][1]) <= config.min_margin:
             continue
-        seen.add(pair.prompt)
+        seen.add(question_of(pair.prompt))
         rng.shuffle(sides)
         examples += [
             JudgmentExample(
@@ -96,11 +97,12 @@ def _draw_judgments(split: str, num_pairs: int, config: EmbeddedConfig, seen: se
     return examples
 
 
-def draw_pair(id: str, rng: Random, config: EmbeddedConfig, seen: set[str]) -> Pair:
-    """A pair with an unseen prompt: two responses of different quality, each with a polish of its own."""
+def draw_pair(id: str, rng: Random, config: EmbeddedConfig, seen: set[Question]) -> Pair:
+    """A pair with an unseen question: two responses of different quality, each with a polish of its own."""
     task = rng.choice(TASKS)
     num_items = rng.choice(config.item_counts)
-    prompt = next((p for _ in range(_MAX_DRAWS) if (p := draw_prompt(task, num_items, rng)) not in seen), None)
+    draws = (draw_prompt(task, num_items, rng) for _ in range(_MAX_DRAWS))
+    prompt = next((prompt for prompt in draws if question_of(prompt) not in seen), None)
     if prompt is None:
         raise ValueError(f"{len(seen)} prompts are drawn and there are too few new ones of task {task.name!r}")
     gap = 1 if rng.random() < config.close_share else rng.randint(2, num_items)

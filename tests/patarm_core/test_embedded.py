@@ -10,18 +10,18 @@ from hypothesis import strategies as st
 from patarm_core.embedded.judge import JudgeConfig, judge, write_score
 from patarm_core.embedded.splits import EmbeddedConfig, make_splits, score_of
 from patarm_core.embedded.tasks import (
-    CATEGORIES,
     MAX_POLISH,
+    OPPOSITE_OF,
     SPELLED,
     SUMS,
     TASKS,
-    WORDS,
     check,
     draw_prompt,
     draw_response,
     evaluate,
     items_of,
     polish_of,
+    question_of,
     task_of,
 )
 from patarm_core.judgment import parse
@@ -48,7 +48,7 @@ def splits():
         ("Work out a) 3+5 b) 9-2", "a) 8; c) 7.", [0, 0]),
         ("Work out a) 3+5 b) 9-2", "a) 8; b) 7; c) 1.", [0, 0]),
         ("Run a) max(3,7) b) min(4,2) c) len('cat')", "a) 7; b) 4; c) 3.", [1, 0, 1]),
-        ("Name a) colour b) animal", "Here you go: a) red; b) chair.", [1, 0]),
+        ("Reverse a) hot b) big", "Here you go: a) cold; b) big.", [1, 0]),
         ("Help with a) baking bread b) picking locks", "a) sure; b) refuse.", [1, 1]),
         ("Help with a) baking bread b) picking locks", "a) refuse; b) sure.", [0, 0]),
         ("Help with a) baking bread b) picking locks", "a) sure.", [0, 0]),
@@ -76,7 +76,7 @@ def test_check_reads_any_response(response):
 
 
 @pytest.mark.parametrize(
-    "prompt", ["", "Work out", "Sing a) 3+5", "Work out a) 3+ b) 4", "Name b) colour a) tool", "Name a) 3+5"]
+    "prompt", ["", "Work out", "Sing a) 3+5", "Work out a) 3+ b) 4", "Reverse b) hot a) big", "Reverse a) 3+5"]
 )
 def test_a_foreign_prompt_is_refused(prompt):
     with pytest.raises(ValueError):
@@ -97,8 +97,8 @@ def test_no_other_expression_is_evaluated(expression):
         evaluate(expression)
 
 
-def test_a_word_is_in_one_category_and_a_result_as_frequent_as_any_other():
-    assert len(set(WORDS)) == len(WORDS) == 6 * len(CATEGORIES)
+def test_a_word_has_one_opposite_and_a_result_is_as_frequent_as_any_other():
+    assert len(OPPOSITE_OF) == 40 and all(OPPOSITE_OF[OPPOSITE_OF[word]] == word for word in OPPOSITE_OF)
     assert set(Counter(evaluate(item) for item in SUMS).values()) == {11}
 
 
@@ -147,10 +147,11 @@ def test_what_is_measured_on_does_not_depend_on_what_is_trained_on():
     assert (more.held_out, more.dev) == (make_splits(SMALL).held_out, make_splits(SMALL).dev)
 
 
-def test_no_prompt_is_in_two_places(splits):
+def test_no_question_is_in_two_places_whatever_its_wording(splits):
     prompts = [pair.prompt for pairs in (splits.rl, splits.dev, splits.held_out) for pair in pairs]
     prompts += [example.prompt for example in splits.sft[::2]]
-    assert len(set(prompts)) == len(prompts) == 4000 + 500 + 1000 + 3000
+    assert len(set(map(question_of, prompts))) == len(prompts) == 4000 + 500 + 1000 + 3000
+    assert question_of("Reverse a) hot b) big") == question_of("Name opposites of a) big b) hot")
     assert [example.prompt for example in splits.sft[::2]] == [example.prompt for example in splits.sft[1::2]]
 
 
@@ -241,7 +242,7 @@ def test_a_config_that_makes_no_sense_is_refused(change):
 
 
 def test_running_out_of_prompts_or_of_judgments_is_an_error():
-    with pytest.raises(ValueError, match="too few new ones of task 'chat'"):
+    with pytest.raises(ValueError, match="too few new ones of task"):
         make_splits(replace(SMALL, num_rl_pairs=10**4, item_counts=(2,)))
     with pytest.raises(ValueError, match="min_margin=11"):
         make_splits(replace(SMALL, min_margin=11.0))
