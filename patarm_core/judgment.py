@@ -18,8 +18,9 @@ Choice = Literal["A", "B"]
 
 # In the order in which a judgment writes them. Inside a judgment, only these are "tags of ours".
 JUDGMENT_TAGS = ("think", "generate_rubrics", "eval", "answer")
-# The blocks of a judge prompt. A judgment may quote them, but judged text must not forge one: prompts escape ALL_TAGS.
-INPUT_TAGS = ("task", "rubrics", "prompt", "response", "responseA", "responseB")
+# The blocks of a judge prompt, and the turns of a conversation in one. A judgment may quote them, but judged text must
+# not forge one: prompts escape ALL_TAGS.
+INPUT_TAGS = ("task", "rubrics", "prompt", "response", "responseA", "responseB", "turn")
 ALL_TAGS = JUDGMENT_TAGS + INPUT_TAGS
 
 FORMAT_REWARD: dict[FormatError | None, float] = {

@@ -9,13 +9,11 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple, get_args
 
+from patarm_core.judgment import ALL_TAGS, RubricSetting
 from patarm_core.rubrics import RubricBook, render
 
-RubricSetting = Literal["adaptive", "primary", "generated"]
 Template = Literal["full", "bare", "general"]
 
-JUDGMENT_TAGS = ("think", "generate_rubrics", "eval", "answer")
-BLOCK_TAGS = ("task", "rubrics", "prompt", "response", "responseA", "responseB", "turn")
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 
 
@@ -28,7 +26,7 @@ class Message(NamedTuple):
 
 Prompt = str | Sequence[Message | Mapping[str, str]]
 
-_NAME = f"(?:{'|'.join(JUDGMENT_TAGS + BLOCK_TAGS)})"
+_NAME = f"(?:{'|'.join(ALL_TAGS)})"
 # What makes a preceding "<" dangerous. Nothing here matches "<", "&" or "[": `escape` changes the first and the last
 # into the second, so the same places are found before and after. Each "<" is scanned to the next one at most, so the
 # time is linear.
@@ -37,7 +35,7 @@ _TARGET = rf"""(?:
        | {_NAME} (?: [\s/>] | \Z )                                  # <answer>    <answer x="1">
        | \s++ {_NAME} (?: \s*+ /?+ \s*+ > | \s [^<>&\[\n]*+ > ) )   # < answer >  < answer x >, but not: a < answer
     | [|｜]                                                         # <|im_start|> and its like
-    | /?+ (?: s | unk | pad | bos | eos | start_of_turn | end_of_turn ) >
+    | /?+ (?: s | unk | pad | bos | eos | start_of_turn | end_of_turn | tool_call | tool_response ) >
     | /?+ SYS>>
 )"""
 _MARK = re.compile(

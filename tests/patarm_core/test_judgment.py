@@ -256,7 +256,7 @@ def test_generated_rubrics_belong_to_the_settings_that_ask_for_them():
 def test_tags_of_the_prompt_may_be_quoted_in_a_judgment():
     quoted = "".join(f"<{name}></{name}>" for name in INPUT_TAGS)
     assert parse(GOOD.replace("I compare.", quoted)).think == quoted
-    assert set(ALL_TAGS) == {*JUDGMENT_TAGS, *INPUT_TAGS} and len(ALL_TAGS) == 10
+    assert set(ALL_TAGS) == {*JUDGMENT_TAGS, *INPUT_TAGS} and len(ALL_TAGS) == 11
 
 
 @pytest.mark.parametrize(

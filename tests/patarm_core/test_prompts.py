@@ -6,8 +6,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from patarm_core import judgment, prompts
-from patarm_core.prompts import BLOCK_TAGS, JUDGMENT_TAGS, Message, escape, flatten, pairwise, pointwise, unescape
+from patarm_core import prompts
+from patarm_core.judgment import ALL_TAGS, JUDGMENT_TAGS
+from patarm_core.prompts import Message, escape, flatten, pairwise, pointwise, unescape
 from patarm_core.rubrics import default_rubrics, render
 
 BOOK = default_rubrics()
@@ -23,8 +24,8 @@ messages = st.lists(st.builds(Message, st.sampled_from(prompts.ROLES), texts), m
 prompt_values = texts | messages
 
 # Written apart from the code under test: a tag as a lenient reader might take it, or a control token.
-_A_TAG = re.compile(rf"<\s*/?\s*(?:{'|'.join(JUDGMENT_TAGS + BLOCK_TAGS)})\s*/?\s*>", re.IGNORECASE)
-_A_TAG_WITH_ATTRIBUTES = re.compile(rf"<(?:{'|'.join(JUDGMENT_TAGS + BLOCK_TAGS)})\s[^<>]*>", re.IGNORECASE)
+_A_TAG = re.compile(rf"<\s*/?\s*(?:{'|'.join(ALL_TAGS)})\s*/?\s*>", re.IGNORECASE)
+_A_TAG_WITH_ATTRIBUTES = re.compile(rf"<(?:{'|'.join(ALL_TAGS)})\s[^<>]*>", re.IGNORECASE)
 _CONTROL = re.compile(r"<\||</?s>|\[/?INST\]|<</?SYS>>")
 
 
@@ -49,7 +50,7 @@ def test_no_tag_and_no_control_token_survives(text):
     assert not _CONTROL.search(safe)
 
 
-@pytest.mark.parametrize("tag", JUDGMENT_TAGS + BLOCK_TAGS)
+@pytest.mark.parametrize("tag", ALL_TAGS)
 def test_every_form_of_a_tag_is_escaped(tag):
     forms = [
         "<{}>",
@@ -70,7 +71,7 @@ def test_every_form_of_a_tag_is_escaped(tag):
 
 
 @pytest.mark.parametrize(
-    "token", ["<|im_start|>", "<|im_end|>", "<|endoftext|>", "<|", "<｜begin▁of▁sentence｜>", "</s>"]
+    "token", ["<|im_start|>", "<|im_end|>", "<|endoftext|>", "<|", "<｜begin▁of▁sentence｜>", "</s>", "<tool_call>"]
 )
 def test_a_control_token_is_escaped(token):
     assert escape(token) == "&lt;" + token[1:]
@@ -275,8 +276,3 @@ def test_an_unknown_choice_is_refused(arguments, message):
     with pytest.raises(ValueError) as error:
         pointwise("p", "r", **{"task": "chat", "book": BOOK} | arguments)
     assert str(error.value) == message
-
-
-def test_the_tags_are_those_of_the_parser():
-    assert JUDGMENT_TAGS == judgment.JUDGMENT_TAGS
-    assert set(judgment.ALL_TAGS) <= {*JUDGMENT_TAGS, *BLOCK_TAGS}
