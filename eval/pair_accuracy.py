@@ -8,7 +8,7 @@ from fractions import Fraction
 
 from eval.contexts import ContextBuilder
 from kernels.philox import stream_seed
-from patarm_core.judgment import Judgment, parse
+from patarm_core.judgment import Judgment, parse, read_answer
 from patarm_core.pairs import Pair
 from patarm_core.stats import wilson_interval
 from patarm_core.voting import at_n, compare, mean_score
@@ -20,13 +20,23 @@ STOP = ("</answer>",)  # ends a judgment
 
 @dataclass(frozen=True, slots=True)
 class JudgedPair:
-    """n judgments of each side of one pair, in the order in which they were drawn."""
+    """n judgments of each side of one pair, in the order in which they were drawn.
+
+    Training scores a judgment by the strict parser alone; evaluation, which takes any judge as it is, by the lenient
+    reader: the last well-formed answer, whatever stands around it.
+    """
 
     pair: Pair
     chosen_texts: list[str]
     rejected_texts: list[str]
     chosen: list[Judgment]
     rejected: list[Judgment]
+    lenient_scores: tuple[list[Fraction | None], list[Fraction | None]] | None = None
+
+    @property
+    def scores(self) -> tuple[list[Fraction | None], list[Fraction | None]]:
+        """Of the chosen and of the rejected side; None where a judgment has no score."""
+        return self.lenient_scores or ([j.score for j in self.chosen], [j.score for j in self.rejected])
 
 
 def judge_pairs(
@@ -39,7 +49,10 @@ def judge_pairs(
     temperature: float = 1.0,
     progress: str = "",
 ) -> list[JudgedPair]:
-    """Draws n judgments of both sides of each pair. A pair's judgments depend on (seed, source, id) alone."""
+    """Draws n judgments of both sides of each pair, scored by the lenient reader (METHOD: sec. 3).
+
+    A pair's judgments depend on (seed, source, id) and the weights alone.
+    """
     token_ids, params = [], []
     for pair in pairs:
         for side, context in enumerate(contexts.sides(pair)):
@@ -54,8 +67,9 @@ def judge_pairs(
     judged = []
     for i, pair in enumerate(pairs):
         chosen, rejected = ([c.text for c in completions[2 * i + side]] for side in (0, 1))
-        read = [[parse(text, rubrics=contexts.config.rubrics) for text in texts] for texts in (chosen, rejected)]
-        judged.append(JudgedPair(pair, chosen, rejected, *read))
+        judgments = [[parse(text, rubrics=contexts.config.rubrics) for text in texts] for texts in (chosen, rejected)]
+        scores = tuple([read_answer(text) for text in texts] for texts in (chosen, rejected))
+        judged.append(JudgedPair(pair, chosen, rejected, *judgments, scores))
     return judged
 
 
@@ -77,10 +91,7 @@ class PairAccuracy:
 
 def pair_accuracy(judged: Sequence[JudgedPair], votes: int) -> PairAccuracy:
     """Accuracy of the mean of the first `votes` judgments of each side (METHOD: average voting)."""
-    means = [
-        tuple(mean_score([j.score for j in at_n(side, votes)]) for side in (item.chosen, item.rejected))
-        for item in judged
-    ]
+    means = [tuple(mean_score(at_n(side_scores, votes)) for side_scores in item.scores) for item in judged]
     verdicts = [compare(*pair) for pair in means]
     margins: list[Fraction] = [c - r for c, r in means if c is not None and r is not None]
     right, ties, num = verdicts.count("chosen"), verdicts.count("tie"), len(judged)
@@ -92,7 +103,7 @@ def pair_accuracy(judged: Sequence[JudgedPair], votes: int) -> PairAccuracy:
 
 
 def format_rates(judged: Sequence[JudgedPair]) -> dict[str, float]:
-    """Shares of judgments that are valid, have a tag error, or have an invalid score."""
+    """Shares of judgments that are valid, have a tag error, or have an invalid score, by the strict parser."""
     errors = [judgment.error for item in judged for judgment in (*item.chosen, *item.rejected)]
     return {
         "valid_rate": errors.count(None) / len(errors),

@@ -39,6 +39,8 @@ def run_pairs(options: argparse.Namespace) -> dict:
         rubrics=options.rubrics, template=options.template, rubrics_file=options.rubrics_file,
         max_context_tokens=options.max_context_tokens,
     )  # fmt: skip
+    if options.out:
+        _aside(Path(options.out)).touch()  # a path that cannot be written is told now, not after the judging
     judged = judge_pairs(
         engine, ContextBuilder(engine.tokenizer, prompt, book), pairs, max(votes), options.seed,
         options.max_completion_tokens, options.temperature, progress="judging",
@@ -52,17 +54,27 @@ def run_pairs(options: argparse.Namespace) -> dict:
 
 
 def write_judgments(file: Path, judged: Sequence[JudgedPair]) -> None:
-    """One line per judgment: source, id, side, text, score, error. The file appears whole or not at all."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    aside = file.with_name(file.name + ".partial")
+    """One line per judgment: source, id, side, text, score (lenient reader), error (strict parser).
+
+    The file appears whole or not at all.
+    """
+    aside = _aside(file)
     with open(aside, "w", encoding="utf-8") as out:
         for item in judged:
-            for side, texts, judgments in (
-                ("chosen", item.chosen_texts, item.chosen),
-                ("rejected", item.rejected_texts, item.rejected),
-            ):
-                for text, judgment in zip(texts, judgments, strict=True):
-                    score = None if judgment.score is None else float(judgment.score)
-                    record = {"source": item.pair.source, "id": item.pair.id, "side": side, "judgment": text}
-                    out.write(json.dumps(record | {"score": score, "error": judgment.error}, ensure_ascii=False) + "\n")
+            sides = zip(
+                ("chosen", "rejected"), (item.chosen_texts, item.rejected_texts), (item.chosen, item.rejected),
+                item.scores, strict=True,
+            )  # fmt: skip
+            for side, texts, judgments, scores in sides:
+                for text, judgment, score in zip(texts, judgments, scores, strict=True):
+                    record = {
+                        "source": item.pair.source, "id": item.pair.id, "side": side, "judgment": text,
+                        "score": None if score is None else float(score), "error": judgment.error,
+                    }  # fmt: skip
+                    out.write(json.dumps(record, ensure_ascii=False) + "\n")
     os.replace(aside, file)
+
+
+def _aside(file: Path) -> Path:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    return file.with_name(file.name + ".partial")

@@ -8,15 +8,15 @@ NAMES = {"initial": "before SFT", "sft": "after SFT", "grpo": "after GRPO"}  # o
 def accuracy_table(results: dict[str, dict]) -> str:
     """Markdown: held-out pairwise accuracy of each model, ties counted as wrong and shown."""
     lines = [
-        "| model | votes | accuracy | 95 % interval | ties | unscored | margin | valid judgments | pairs |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
+        "| model | votes | accuracy | 95 % interval | ties as half | ties | unscored | margin | valid judgments | pairs |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for name, result in results.items():
         for row in result["votes"]:
             margin = "-" if row["margin"] is None else f"{row['margin']:+.2f}"
             cells = [
                 NAMES.get(name, name), row["votes"], f"{row['accuracy']:.1%}", f"{row['low']:.1%} - {row['high']:.1%}",
-                row["num_ties"], row["num_unscored"], margin, f"{result['valid_rate']:.1%}", row["num_pairs"],
+                f"{row['accuracy_ties_half']:.1%}", row["num_ties"], row["num_unscored"], margin, f"{result['valid_rate']:.1%}", row["num_pairs"],
             ]  # fmt: skip
             lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines)

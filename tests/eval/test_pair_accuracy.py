@@ -1,6 +1,7 @@
 """Voting@n over pairs, against a slow reading of its definition."""
 
 import random
+from dataclasses import replace
 from fractions import Fraction
 
 import pytest
@@ -162,3 +163,12 @@ def test_a_pair_that_is_too_long_is_told_before_anything_is_drawn(judge):
     short = ContextBuilder(contexts.tokenizer, PromptConfig(template="bare", max_context_tokens=20), contexts.book)
     with pytest.raises(ValueError, match=r"pair 40 of tiny: prompt and response make a context of \d+ tokens; "):
         judge_pairs(engine(512), short, pairs, 3, 5, 24)
+
+
+def test_evaluation_reads_leniently_and_the_reward_strictly():
+    unclosed = "<think></think><generate_rubrics><eval></eval><answer>7</answer>"  # as in the paper's own samples
+    strict = judged([([unclosed] * 2, [judgment_text("5")] * 2, "chat")])
+    assert (pair_accuracy(strict, 2).num_unscored, pair_accuracy(strict, 2).accuracy) == (1, 0.0)
+    lenient = [replace(strict[0], lenient_scores=([Fraction(7)] * 2, [Fraction(5)] * 2))]
+    assert (pair_accuracy(lenient, 2).num_unscored, pair_accuracy(lenient, 2).accuracy) == (0, 1.0)
+    assert format_rates(lenient)["tag_error_rate"] == 0.5

@@ -11,7 +11,7 @@ from trainer.report import draw_curves, time_table
 def row(votes: int, accuracy: float, **changes) -> dict:
     return {
         "votes": votes, "num_pairs": 400, "num_right": round(400 * accuracy), "num_ties": 3, "num_unscored": 2,
-        "accuracy": accuracy, "low": accuracy - 0.05, "high": accuracy + 0.04, "accuracy_ties_half": accuracy,
+        "accuracy": accuracy, "low": accuracy - 0.05, "high": accuracy + 0.04, "accuracy_ties_half": accuracy + 0.004,
         "margin": 1.234,
     } | changes  # fmt: skip
 
@@ -40,12 +40,12 @@ RECORDS = SFT + GRPO
 
 def test_accuracy_comes_with_its_interval_ties_and_unscored_pairs():
     assert accuracy_table({"sft": result(0.7), "initial": result(0.5, margin=None)}) == (
-        "| model | votes | accuracy | 95 % interval | ties | unscored | margin | valid judgments | pairs |\n"
-        "|---|---:|---:|---:|---:|---:|---:|---:|---:|\n"
-        "| after SFT | 1 | 68.0% | 63.0% - 72.0% | 3 | 2 | +1.23 | 98.7% | 400 |\n"
-        "| after SFT | 8 | 70.0% | 65.0% - 74.0% | 3 | 2 | +1.23 | 98.7% | 400 |\n"
-        "| before SFT | 1 | 48.0% | 43.0% - 52.0% | 3 | 2 | - | 98.7% | 400 |\n"
-        "| before SFT | 8 | 50.0% | 45.0% - 54.0% | 3 | 2 | +1.23 | 98.7% | 400 |"
+        "| model | votes | accuracy | 95 % interval | ties as half | ties | unscored | margin | valid judgments | pairs |\n"
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|\n"
+        "| after SFT | 1 | 68.0% | 63.0% - 72.0% | 68.4% | 3 | 2 | +1.23 | 98.7% | 400 |\n"
+        "| after SFT | 8 | 70.0% | 65.0% - 74.0% | 70.4% | 3 | 2 | +1.23 | 98.7% | 400 |\n"
+        "| before SFT | 1 | 48.0% | 43.0% - 52.0% | 48.4% | 3 | 2 | - | 98.7% | 400 |\n"
+        "| before SFT | 8 | 50.0% | 45.0% - 54.0% | 50.4% | 3 | 2 | +1.23 | 98.7% | 400 |"
     )
 
 
