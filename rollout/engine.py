@@ -1,10 +1,11 @@
 """The rollout engine: n completions of each context, the context prefilled once.
 
-Contexts go through in waves of equal padded length. What a request is batched with changes neither its noise, which is
-counter-based, nor its arithmetic: a context is padded by its own length alone, its samples keep their places beside one
-another, and the rows of a matrix product are many enough (`_ROWS`) for the CPU to use one kernel. So on CPU in float32
-tokens and log-probabilities are the same bits. (With more than two threads SiLU may round the ends of their shares
-differently, in the last bit.)
+Contexts go through in waves. What a request is batched with never changes its noise, which is counter-based. With
+`batch_invariant` (the default on CPU) it does not change its arithmetic either: a wave holds contexts of one padded
+length, so a context is padded by its own length alone; its samples keep their places beside one another, and the rows
+of a matrix product are many enough (`_ROWS`) for the CPU to use one kernel. So in float32 tokens and log-probabilities
+are the same bits. (With more than two threads SiLU may round the ends of their shares differently, in the last bit.)
+Without it, contexts of any length share a wave: fewer and fuller waves, tokens equal to rounding.
 
     P contexts   R rows, at first P·n   L padded context length   D model width   V vocabulary
 """
@@ -48,14 +49,28 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     return AutoTokenizer.from_pretrained(str(path), local_files_only=True)
 
 
+def special_token_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Control tokens of the chat format, the end token among them: whichever is sampled ends a completion."""
+    ids = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return sorted(ids | ({tokenizer.eos_token_id} - {None}))
+
+
 class Engine:
     """Draws completions from a decoder. The decoder's weights may change in place between calls of `generate`."""
 
-    def __init__(self, decoder: Decoder, tokenizer: PreTrainedTokenizerBase, max_rows: int = 512) -> None:
+    def __init__(
+        self,
+        decoder: Decoder,
+        tokenizer: PreTrainedTokenizerBase,
+        max_rows: int = 512,
+        batch_invariant: bool | None = None,  # None: on CPU
+    ) -> None:
         if max_rows < 1:
             raise ValueError(f"max_rows={max_rows} must be at least 1")
         self.decoder, self.tokenizer, self.max_rows = decoder, tokenizer, max_rows
         self.device = next(decoder.parameters()).device
+        self.batch_invariant = self.device.type == "cpu" if batch_invariant is None else batch_invariant
+        self._special_token_ids = special_token_ids(tokenizer)
         self._stops = StopFinder(tokenizer, decoder.config.vocab_size)
 
     @classmethod
@@ -120,11 +135,12 @@ class Engine:
         return requests
 
     def _waves(self, requests: list[Request]) -> Iterator[list[int]]:
-        """Splits requests into waves that share padded length and sampling settings; longest contexts first."""
+        """Splits requests into waves of one sampling setting; longest contexts first, which set the padded length."""
         alike: dict[tuple, list[int]] = defaultdict(list)
-        for index, (context, params) in enumerate(requests):
-            alike[_padded(len(context)), replace(params, seed=0)].append(index)
-        for (_, params), indices in sorted(alike.items(), key=lambda item: -item[0][0]):
+        for index in sorted(range(len(requests)), key=lambda i: -len(requests[i][0])):
+            context, params = requests[index]
+            alike[_padded(len(context)) if self.batch_invariant else 0, replace(params, seed=0)].append(index)
+        for (_, params), indices in alike.items():
             unit = _contexts_at_once(params.n)
             contexts_per_wave = max(unit, self.max_rows // params.n // unit * unit)
             for start in range(0, len(indices), contexts_per_wave):
@@ -134,9 +150,7 @@ class Engine:
         params = requests[0][1]
         # Copies of the last request fill up the rows; they count as finished from the start.
         wave = requests + [requests[-1]] * (-len(requests) % _contexts_at_once(params.n))
-        end_token_ids = [*params.stop_token_ids]
-        if self.tokenizer.eos_token_id is not None:
-            end_token_ids.append(self.tokenizer.eos_token_id)
+        end_token_ids = [*params.stop_token_ids, *self._special_token_ids]
         rows = Rows(
             [len(context) for context, _ in wave], [request.seed for _, request in wave], params, end_token_ids,
             self._stops,
