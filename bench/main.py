@@ -23,8 +23,8 @@ def main(arguments: list[str]) -> int:
         from bench.step_time import run_step_time
 
         run_step_time(rollouts, options.steps, options.pairs, Path(options.out) if options.out else None)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (ValueError, OSError) as error:
+        print("error:", " ".join(str(error).split()), file=sys.stderr)
         return 1
     return 0
 

@@ -7,9 +7,13 @@ hits both alike; the unit of the paper's table 8 stands beside.
 from __future__ import annotations
 
 import json
+import os
 import platform
+import re
+import subprocess
 import tempfile
 from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import median
 
@@ -55,7 +59,10 @@ def run_step_time(rollouts: list[int], num_steps: int, num_pairs: int, out: Path
     print(text)
     if out is not None:
         write_text(out / "step.md", text + "\n")
-        write_text(out / "step.json", json.dumps({"machine": _machine(), "records": records}, indent=1) + "\n")
+        write_text(
+            out / "step.json",
+            json.dumps({"machine": _machine(), "steps": num_steps, "records": records}, indent=1) + "\n",
+        )
     return records
 
 
@@ -71,7 +78,8 @@ def _measure(recipe: Recipe, n: int, num_steps: int, pairs, meter: DevMeter, lea
             mine = roll_out(meter.engine, meter.contexts, pairs, recipe, step)
         advantage, _ = step_advantages([r for rollout in mine for r in rollout.rewards], len(mine), n, recipe.grpo)
         shared = to_groups(mine, advantage)
-        for name, groups in (("shared", shared), ("flat", [part for group in shared for part in _alone(group)])):
+        layouts = [("shared", shared), ("flat", [part for group in shared for part in _alone(group)])]
+        for name, groups in layouts if step % 2 else layouts[::-1]:
             with watch.phase(f"{name}_s"):
                 learner.update(groups, token_loss, recipe.grpo.tokens_per_micro_batch, step, VALUES)
             tokens[name] = sum(group.length for group in groups)
@@ -110,5 +118,19 @@ def _table(records: list[dict], num_pairs: int) -> str:
 
 
 def _machine() -> dict[str, str | int]:
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU {platform.machine()}"
-    return {"device": device, "threads": torch.get_num_threads(), "torch": torch.__version__}
+    """What a reader needs to believe a time."""
+    if torch.cuda.is_available():
+        device = torch.cuda.get_device_name()
+    else:
+        cpuinfo = Path("/proc/cpuinfo")
+        names = re.findall(r"model name\s*: (.*)", cpuinfo.read_text()) if cpuinfo.is_file() else []
+        device = f"CPU {names[0] if names else platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+    git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=RECIPE.parent, capture_output=True, text=True)
+    try:
+        triton = version("triton")
+    except PackageNotFoundError:
+        triton = "none"
+    return {
+        "device": device, "threads": torch.get_num_threads(), "torch": torch.__version__, "triton": triton,
+        "commit": git.stdout.strip() or "unknown", "recipe": RECIPE.name, "warm_up_steps": 1,
+    }  # fmt: skip
