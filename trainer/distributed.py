@@ -14,6 +14,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 from rollout.decoder import Decoder
+from trainer.mistakes import leave_it_to_rank_0, tell
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,16 +54,23 @@ class World:
 
     @contextmanager
     def agreed(self) -> Iterator[None]:
-        """A ValueError of any rank inside ends all ranks, and one tells it: nobody waits for a peer that has left."""
+        """A mistake that any rank meets inside ends all of them, and the first such rank tells it.
+
+        Nobody waits for a peer that has left, and nobody leaves before the line is out: torchrun stops all processes
+        as soon as one has left.
+        """
         error = None
         try:
             yield
-        except ValueError as caught:
+        except (ValueError, OSError) as caught:
             error = caught
         failed = [rank for rank, has_failed in enumerate(self.gather(error is not None)) if has_failed]
-        if failed and self.rank == failed[0]:
+        if failed and self.size == 1:
             raise error
         if failed:
+            if self.rank == failed[0]:
+                tell(error)
+            self.gather(None)  # the line is out
             raise SystemExit(1)
 
     def share(self, items: list) -> list:
@@ -87,17 +95,19 @@ def world(num_processes: int = 0) -> Iterator[World]:
         ValueError: the recipe asks for another number of processes than were started, or there are too few GPUs.
     """
     size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    local_rank, local_size = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if num_processes not in (0, size):
         if rank:
-            raise SystemExit(1)  # rank 0 tells it
+            leave_it_to_rank_0()
         raise ValueError(
             f"num_processes: the recipe asks for {num_processes} processes and {size} are running; "
             f"start it with torchrun --nproc-per-node N so that nodes x N = {num_processes}"
         )
     kind = "cuda" if torch.cuda.is_available() else "cpu"
-    if kind == "cuda" and local_rank >= torch.cuda.device_count():
-        raise ValueError(f"process {local_rank} of this node has no GPU; the node has {torch.cuda.device_count()}")
+    if kind == "cuda" and local_size > torch.cuda.device_count():
+        if local_rank:
+            leave_it_to_rank_0()
+        raise ValueError(f"this node runs {local_size} processes and has {torch.cuda.device_count()} GPUs")
     if kind == "cpu":
         keep_freed_memory()
     device = torch.device(kind, local_rank) if kind == "cuda" else torch.device(kind)
@@ -119,7 +129,7 @@ def shard_(decoder: Decoder, mesh: DeviceMesh, compute_dtype: torch.dtype) -> De
 
     Gradients are summed over ranks, not averaged: every loss in this project is normalised by global counts.
     """
-    # Rotary tables are float32 inputs of every block and must not be rounded.
+    # Inputs need no cast: activations have the compute type from the embedding on, and blocks cast rotary tables.
     policy = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for block in decoder.layers:
         fully_shard(block, mesh=mesh, mp_policy=policy)

@@ -2,27 +2,37 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import time
 
 from eval.contexts import read_text
 from patarm_core.recipe import read_recipe
 from trainer.config import Recipe
+from trainer.mistakes import leave_it_to_rank_0, tell
 
 USAGE = "usage: torchrun [--nproc-per-node N] trainer/main.py RECIPE.toml [RECIPE.toml ...] [key=value ...]"
 
 
 def main(arguments: list[str]) -> int:
     """Runs a recipe. A mistake of the user's is one line on standard error and exit status 1."""
+    start = time.perf_counter()  # process CPU time, shown beside, counts the imports below too
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE)
         return 0 if arguments else 2
     try:
         recipe = read_arguments(arguments)
-        from trainer.run import run  # here, so that a mistyped recipe is told before torch has loaded
-
-        run(recipe)
     except (ValueError, OSError) as error:
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
+        if os.environ.get("RANK", "0") != "0":
+            leave_it_to_rank_0()
+        tell(error)
+        return 1
+    from trainer.run import run  # here, so that a mistyped recipe is told before torch has loaded
+
+    try:
+        run(recipe, start)
+    except (ValueError, OSError) as error:
+        tell(error)
         return 1
     return 0
 

@@ -32,13 +32,15 @@ REAL_WEIGHTS = """The same job with Qwen3-8B, on 8 and 2 x 8 A100s (data: JSON l
     trainer/main.py trainer/recipes/rl_8b.toml data.pairs=rl.jsonl data.dev=dev.jsonl data.held_out=held_out.jsonl"""
 
 
-def run(recipe: Recipe) -> None:
+def run(recipe: Recipe, start: float) -> None:
     """Trains what the recipe says, and prints the report.
+
+    Args:
+        start: when the program began, by time.perf_counter.
 
     Raises:
         ValueError: one line about a mistake in the recipe or in what it names, before anything is written.
     """
-    start = time.perf_counter()
     with world(recipe.num_processes) as here:
         with here.agreed():
             folder = RunFolder.open(recipe, here)

@@ -41,7 +41,10 @@ class RunFolder:
         """
         path, number, problem = Path(recipe.out), 1, None
         if world.is_main and recipe.resume:
-            problem = _obstacle(path / "recipe.toml", recipe)
+            try:
+                problem = _obstacle(path / "recipe.toml", recipe)
+            except (ValueError, OSError) as error:  # cut short, of an older version, unreadable
+                problem = f"{path}: cannot be resumed: {error}"
         elif world.is_main:
             while path.exists() and not (path.is_dir() and not any(path.iterdir())):
                 number += 1

@@ -54,6 +54,23 @@ def test_a_run_goes_on_with_the_recipe_it_began_with(tmp_path, one_process):
     assert opened(moved, one_process, **harmless, **{"grpo.optim.lr": 0.25, "resume": True}).path == moved
 
 
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        (b'seed = 1\nout = "x', "not TOML"),
+        (b'out = "x"\nsede = 1\n', "unknown key 'sede'; the nearest is 'seed'"),
+        (b"\xff", "decode"),
+    ],
+    ids=["cut short", "of another version", "no text"],
+)
+def test_a_recipe_that_cannot_be_read_is_told_and_not_gone_on_with(tmp_path, one_process, text, problem):
+    opened(tmp_path / "x", one_process)
+    (tmp_path / "x" / "recipe.toml").write_bytes(text)
+    with pytest.raises(ValueError, match=problem) as error:
+        opened(tmp_path / "x", one_process, resume=True)
+    assert str(error.value).startswith(f"{tmp_path / 'x'}: cannot be resumed: ")
+
+
 def test_the_resolved_recipe_is_kept(tmp_path, one_process):
     recipe = recipe_of({"out": tmp_path / "x", "seed": 5, "grpo.optim.lr": 0.25})
     RunFolder.open(recipe, one_process).create(recipe)
