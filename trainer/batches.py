@@ -4,7 +4,8 @@ One sequence holds a context and then all of its completions. A completion token
 completion, at the positions it would have alone; so loss and gradient are those of separate sequences (a test holds
 them together), for the tokens of one context and n completions instead of n contexts.
 
-    B sequences   L padded length   T loss tokens (all completion tokens of a micro-batch)
+    B sequences   L padded length   T loss tokens (all completion tokens of a micro-batch); in attention, positions
+    H query heads   K key/value heads   C head width
 """
 
 from __future__ import annotations
@@ -118,16 +119,29 @@ def group_attention(segment_BL: Tensor) -> Attention:
         return causal_attention  # one completion each: an ordinary causal sequence
     L = segment_BL.shape[1]
     is_own_BLL = segment_BL[:, :, None] == segment_BL[:, None, :]
-    is_seen_BLL = (is_own_BLL | (segment_BL == 0)[:, None, :]) & torch.ones(
-        L, L, device=segment_BL.device
-    ).tril().bool()
+    is_not_later_LL = torch.ones(L, L, dtype=torch.bool, device=segment_BL.device).tril()
+    is_seen_BLL = (is_own_BLL | (segment_BL == 0)[:, None, :]) & is_not_later_LL
 
     def attend(layer: int, q_BTHC: Tensor, k_BTKC: Tensor, v_BTKC: Tensor) -> Tensor:
         q_BHTC, k_BKTC, v_BKTC = (x.transpose(1, 2) for x in (q_BTHC, k_BTKC, v_BTKC))
-        o_BHTC = F.scaled_dot_product_attention(q_BHTC, k_BKTC, v_BKTC, attn_mask=is_seen_BLL[:, None], enable_gqa=True)
-        return o_BHTC.transpose(1, 2)
+        return masked_attention(q_BHTC, k_BKTC, v_BKTC, is_seen_BLL, repeats_heads=q_BTHC.is_cuda).transpose(1, 2)
 
     return attend
+
+
+def masked_attention(
+    q_BHTC: Tensor, k_BKTC: Tensor, v_BKTC: Tensor, is_seen_BTT: Tensor, repeats_heads: bool
+) -> Tensor:
+    """Attention of H query heads over K key heads, each serving H / K of them.
+
+    With `repeats_heads`, K is made H first: CUDA's memory-efficient kernel takes a mask but no shared heads, and
+    without it all scores would be in memory at once.
+    """
+    if repeats_heads:
+        k_BKTC, v_BKTC = (x.repeat_interleave(q_BHTC.shape[1] // x.shape[1], dim=1) for x in (k_BKTC, v_BKTC))
+    return F.scaled_dot_product_attention(
+        q_BHTC, k_BKTC, v_BKTC, attn_mask=is_seen_BTT[:, None], enable_gqa=not repeats_heads
+    )
 
 
 def token_logprobs(decoder: Decoder, batch: MicroBatch) -> tuple[Tensor, Tensor]:

@@ -49,6 +49,9 @@ class ModelConfig:
     path: str = ""  # a Hugging Face directory; empty: the small model below
     dtype: Literal["float32", "bfloat16"] = "float32"  # of compute; master weights and reductions are float32
     activation_checkpointing: bool = False
+    # False: gradients are reduced once a step, and until then every rank holds whole ones, 4 bytes per parameter.
+    reduce_each_micro_batch: bool = False
+    export_dtype: Literal["float32", "bfloat16"] = "float32"  # of the Hugging Face directories that stages leave
     small: SmallModelConfig = SmallModelConfig()
 
 
@@ -125,7 +128,7 @@ class MarginConfig:
 class RolloutConfig:
     num_rollouts: int = 8  # n judgments per response
     max_completion_tokens: int = 4096
-    temperature: float = 1.0  # other values bias the importance ratio
+    temperature: float = 1.0  # GRPO takes no other: its ratio is of log-probs at 1
     max_rows: int = 512  # rollouts decoded side by side on one rank
 
     def __post_init__(self) -> None:
@@ -139,7 +142,8 @@ class GrpoConfig:
     epochs: int = 1
     pairs_per_step: int = 128  # 256 contexts (table 7 counts both sides of a pair)
     group: Literal["side", "pair"] = "side"  # n judgments of one response, or 2n of both
-    advantage: Literal["grpo", "dr_grpo", "rloo", "reinforce++"] = "grpo"
+    # "reinforce++" whitens over the whole step and knows no groups; its "_baseline" takes the group's mean off first
+    advantage: Literal["grpo", "dr_grpo", "rloo", "reinforce++", "reinforce++_baseline"] = "grpo"
     margin: MarginConfig = MarginConfig()
     clip_low: float = 0.2  # the ratio is clipped to [1 - clip_low, 1 + clip_high]
     clip_high: float = 0.2
@@ -165,8 +169,10 @@ class EvalConfig:
     num_judgments: int = 8  # of each response of a held-out pair
     votes: tuple[int, ...] = (1, 8)
     num_dev_judgments: int = 4  # of each response of a dev pair
+    temperature: float = 1.0  # of held-out and dev judgments; 0: greedy
 
     def __post_init__(self) -> None:
+        _check(self, _is_at_least(0), "at least 0", "temperature")
         _check(self, _is_at_least(1), "at least 1", "num_judgments", "num_dev_judgments")
         if not self.votes or min(self.votes) < 1 or max(self.votes) > self.num_judgments:
             raise ValueError(f"votes={list(self.votes)} must be numbers from 1 to num_judgments={self.num_judgments}")
@@ -193,6 +199,11 @@ class Recipe:
         _check(self, _is_at_least(0), "at least 0", "num_processes")
         if not self.out:
             raise ValueError("out is empty; it names the run's folder")
+        if "grpo" in self.stages and self.rollout.temperature != 1:
+            raise ValueError(
+                f"rollout.temperature={self.rollout.temperature} must be 1 with the stage grpo: "
+                "the importance ratio is of log-probs at temperature 1; eval.temperature is free"
+            )
         if "grpo" in self.stages and self.grpo.group == "side" and self.rollout.num_rollouts < 2:
             raise ValueError(
                 f"a group baseline needs at least 2 rollouts per context, got num_rollouts={self.rollout.num_rollouts}"

@@ -56,6 +56,7 @@ class Learner:
 
     def __init__(self, path: str | Path, model: ModelConfig, optim: OptimConfig, num_steps: int, world: World) -> None:
         self.world, self.optim, self.num_steps = world, optim, num_steps
+        self.reduce_each_micro_batch = model.reduce_each_micro_batch
         self.decoder = sharded_decoder(path, model, world)
         self.optimizer = torch.optim.AdamW(
             self.decoder.parameters(), lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay
@@ -90,7 +91,8 @@ class Learner:
             is_real = number < len(batches)
             # A rank that has run out of groups goes on with a single token at weight 0.
             batch = collate(batches[number] if is_real else [_stand_in(value_names)], world.device)
-            decoder.set_requires_gradient_sync(number == num_batches - 1)  # reduce once; earlier ones accumulate
+            is_last = number == num_batches - 1
+            decoder.set_requires_gradient_sync(is_last or self.reduce_each_micro_batch)  # others accumulate, unsharded
             logprob_T, entropy_T = token_logprobs(decoder, batch)
             loss_T, metrics = token_loss(batch, logprob_T, entropy_T)
             loss = loss_T.sum() / num_tokens if is_real else loss_T.sum() * 0.0

@@ -20,7 +20,7 @@ from trainer.dev import DevMeter
 from trainer.distributed import World, world
 from trainer.grpo import run_grpo
 from trainer.inputs import Inputs, load_inputs
-from trainer.learner import Learner
+from trainer.learner import DTYPES, Learner
 from trainer.report import draw_curves, time_table
 from trainer.run_folder import RunFolder, write_text
 from trainer.sft import run_sft
@@ -90,7 +90,8 @@ def _run_stage(
     if folder.is_writer:
         inputs.tokenizer.save_pretrained(folder.model(stage))
     meter.world.gather(None)
-    save_decoder(learner.decoder, folder.model(stage), is_writer=folder.is_writer)
+    dtype = DTYPES[recipe.model.export_dtype]
+    save_decoder(learner.decoder, folder.model(stage), dtype, is_writer=folder.is_writer)
     meter.world.gather(None)
     del learner
     torch.cuda.empty_cache()

@@ -20,7 +20,7 @@ from trainer.distributed import World
 # What changes no result, beyond rounding.
 _MAY_CHANGE = {
     "out", "resume", "num_processes", "activation_checkpointing", "max_rows", "tokens_per_micro_batch",
-    "checkpoint_every",
+    "checkpoint_every", "reduce_each_micro_batch",
 }  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rollout.decoder import Decoder, DecoderConfig, RMSNorm, all_logits, causal_attention, init_weights_
-from trainer.batches import Group, collate, micro_batches, token_logprobs
+from trainer.batches import Group, collate, masked_attention, micro_batches, token_logprobs
 
 CPU = torch.device("cpu")
 VOCAB = 13
@@ -118,6 +118,21 @@ def test_neither_the_budget_nor_the_order_of_groups_changes_anything(decoder, gr
     least = least_budget(groups)
     for budget in {least, least + data.draw(st.integers(0, 30))}:
         assert_same(by_micro_batches(decoder, data.draw(st.permutations(groups)), budget), expected)
+
+
+def test_repeated_heads_are_shared_heads():
+    """The form of attention that CUDA takes computes what the form that a CPU takes does, gradients included."""
+    generator = torch.Generator().manual_seed(0)
+    sizes = [(2, heads, 7, 6) for heads in (6, 2, 2)]
+    qkv = [torch.randn(size, generator=generator, dtype=torch.float64, requires_grad=True) for size in sizes]
+    is_seen_BTT = (torch.rand(2, 7, 7, generator=generator) < 0.5) | torch.eye(7, dtype=torch.bool)
+    weight = torch.randn(2, 6, 7, 6, generator=generator, dtype=torch.float64)
+    results = []
+    for repeats_heads in (False, True):
+        o_BHTC = masked_attention(*qkv, is_seen_BTT, repeats_heads)
+        results.append([o_BHTC, *torch.autograd.grad((o_BHTC * weight).sum(), qkv)])
+    for shared, repeated in zip(*results, strict=True):
+        torch.testing.assert_close(repeated, shared, rtol=1e-12, atol=1e-12)
 
 
 def test_a_completion_does_not_see_its_siblings(decoder):

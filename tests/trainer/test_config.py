@@ -92,6 +92,8 @@ def test_a_mistyped_override_names_the_nearest_key():
         ("grpo.margin.low=2", "a graded margin reward needs threshold >= 0 and 0 <= low <= high, got "),
         ("rollout.max_completion_tokens=0", "[rollout]: max_completion_tokens=0 must be at least 1"),
         ("rollout.temperature=0", "[rollout]: temperature=0.0 must be positive"),
+        ("rollout.temperature=0.7", "rollout.temperature=0.7 must be 1 with the stage grpo: the importance ratio is "),
+        ("eval.temperature=-1", "[eval]: temperature=-1.0 must be at least 0"),
         ("rollout.num_rollouts=1", "a group baseline needs at least 2 rollouts per context, got num_rollouts=1"),
         ("model.small.hidden_size=0", "[model.small]: hidden_size=0 must be at least 1"),
         ("num_processes=-1", "num_processes=-1 must be at least 0"),
@@ -109,6 +111,11 @@ def test_a_value_out_of_range_is_told_in_one_line(override, message):
 def test_files_beside_the_embedded_source_are_refused_and_not_ignored():
     with pytest.raises(RecipeError, match=r'\[data\]: pairs: with source = "embedded" no file is read'):
         read("data.pairs=mine.jsonl", text='out = "x"\n[data]\nsource = "embedded"\n')
+
+
+def test_the_temperature_of_evaluation_is_free():
+    assert read("eval.temperature=0.6").eval.temperature == 0.6
+    assert read("rollout.temperature=0.6", "stages=['sft']").rollout.temperature == 0.6
 
 
 def test_one_judgment_a_side_is_a_group_when_both_sides_are():

@@ -95,11 +95,11 @@ def test_the_margin_reward_is_the_recipes():
 
 def test_the_engine_is_asked_for_n_judgments_that_end_with_their_answer():
     engine = Script(TEXTS)
-    recipe = tiny_runs.recipe_of(RECIPE | {"rollout.max_completion_tokens": 33, "rollout.temperature": 0.5})
+    recipe = tiny_runs.recipe_of(RECIPE | {"rollout.max_completion_tokens": 33})
     grpo.roll_out(engine, Contexts(), [pair("1"), pair("0")], recipe, step=0)
     assert [context for context, _ in engine.asked] == [[1, 1], [2, 1, 0], [1, 0], [2, 0, 0]]
     assert {(p.n, p.max_tokens, p.temperature, p.top_k, p.top_p, p.min_p, p.stop) for _, p in engine.asked} == {
-        (4, 33, 0.5, 0, 1.0, 0.0, STOP)
+        (4, 33, 1.0, 0, 1.0, 0.0, STOP)
     }
 
 

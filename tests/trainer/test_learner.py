@@ -146,6 +146,12 @@ def test_activation_checkpointing_changes_no_gradient(tiny_judge, one_process):
     assert_equal(frugal.gradients, plain.gradients)
 
 
+def test_reducing_each_micro_batch_gives_the_same_gradients(tiny_judge, one_process):
+    some, often = groups(9), ModelConfig(reduce_each_micro_batch=True)
+    once = update(Learner(tiny_judge, ModelConfig(), OPTIM, 10, one_process), some, 64)
+    assert_close(update(Learner(tiny_judge, often, OPTIM, 10, one_process), some, 64).gradients, once.gradients, 1e-6)
+
+
 @dataclass(frozen=True)
 class Peers:
     """A rank whose peers hold `num_tokens` loss tokens and run `num_batches` micro-batches."""
@@ -274,8 +280,10 @@ def two_and_one(tiny_files, tiny_judge, tmp_path_factory):
         "sft.optim.lr": 3e-3, "grpo.steps": 3, "grpo.pairs_per_step": 3, "grpo.optim.lr": 1e-3, "eval.votes": [1],
         "eval.num_judgments": 1, "grpo.advantage": "reinforce++", "grpo.group": "pair",
     }  # fmt: skip
+    # Of two processes, and of several micro-batches, each is reduced by itself.
+    often = {"model.reduce_each_micro_batch": True, "sft.tokens_per_micro_batch": 600}
     mistake = settings(tiny_files) | {"data.pairs": folder / "nowhere.jsonl", "out": folder / "mistake"}
-    of_two = [from_files | {"out": folder / "files-2"}, embedded | {"out": folder / "embedded-2"}, mistake]
+    of_two = [from_files | {"out": folder / "files-2"}, embedded | often | {"out": folder / "embedded-2"}, mistake]
     jobs = json.dumps(list(zip(free_ports(3), map(arguments, of_two))))
     environment = os.environ | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "PYTHONPATH": str(ROOT)}
     workers = [

@@ -1,12 +1,19 @@
 """The recipes for real weights run as they stand, on a small model and little data."""
 
+import json
+
 import pytest
 
 from tests.tiny_runs import arguments, records
 from trainer.main import main
 
 # What a two-core machine and a model of 256 positions cannot hold.
-SMALLER = {"prompt.rubrics": "primary", "prompt.template": "bare", "rollout.max_completion_tokens": 24}
+SMALLER = {
+    "num_processes": 1,
+    "prompt.rubrics": "primary",
+    "prompt.template": "bare",
+    "rollout.max_completion_tokens": 24,
+}
 
 
 def test_sft_then_rl_in_bfloat16_with_activation_checkpointing(tiny_judge, tiny_files, tmp_path):
@@ -20,6 +27,8 @@ def test_sft_then_rl_in_bfloat16_with_activation_checkpointing(tiny_judge, tiny_
     assert main(["trainer/recipes/sft_8b.toml", *arguments(SMALLER | sft), "sft.steps=2", "sft.rows_per_step=8"]) == 0
     rl = rubrics | files | {"out": str(tmp_path / "rl"), "model.path": str(tmp_path / "sft" / "models" / "sft")}
     assert main(["trainer/recipes/rl_8b.toml", *arguments(SMALLER | rl), "grpo.steps=2", "grpo.pairs_per_step=2"]) == 0
+    exports = [json.loads((tmp_path / r / "config.json").read_text()) for r in ("sft/models/sft", "rl/models/grpo")]
+    assert [export.get("dtype", export.get("torch_dtype")) for export in exports] == ["bfloat16"] * 2
     steps = records(tmp_path / "sft") + records(tmp_path / "rl")
     assert [(r["stage"], r["step"]) for r in steps] == [("sft", 1), ("sft", 2), ("grpo", 1), ("grpo", 2)]
     assert all(r["grad_norm"] > 0 and r["skipped"] == 0 for r in steps[:2])

@@ -40,7 +40,8 @@ RECORDS = SFT + GRPO
 
 def test_accuracy_comes_with_its_interval_ties_and_unscored_pairs():
     assert accuracy_table({"sft": result(0.7), "initial": result(0.5, margin=None)}) == (
-        "| model | votes | accuracy | 95 % interval | ties as half | ties | unscored | margin | valid judgments | pairs |\n"
+        "| model | votes | accuracy | 95 % interval | ties as half | ties | unscored | margin "
+        "| valid judgments | pairs |\n"
         "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|\n"
         "| after SFT | 1 | 68.0% | 63.0% - 72.0% | 68.4% | 3 | 2 | +1.23 | 98.7% | 400 |\n"
         "| after SFT | 8 | 70.0% | 65.0% - 74.0% | 70.4% | 3 | 2 | +1.23 | 98.7% | 400 |\n"
