@@ -24,11 +24,11 @@ from patarm_core.embedded.splits import EmbeddedConfig
 from patarm_core.recipe import read_recipe
 from trainer.batches import Group
 from trainer.config import Recipe
-from trainer.dev import DevMeter
 from trainer.distributed import World, world
 from trainer.grpo import VALUES, policy_loss, roll_out, step_advantages, to_groups
 from trainer.inputs import load_inputs
 from trainer.learner import Learner
+from trainer.replica import JudgeReplica
 from trainer.run_folder import Stopwatch, write_text
 from trainer.tiny import make_model
 
@@ -50,10 +50,10 @@ def run_step_time(rollouts: list[int], num_steps: int, num_pairs: int, out: Path
     with world() as here, tempfile.TemporaryDirectory() as folder:
         inputs = load_inputs(recipe, "")
         make_model(folder, inputs.model_config, inputs.tokenizer, recipe.seed, recipe.model.small.init_std)
-        meter = DevMeter(recipe, folder, inputs.contexts, here)
+        replica = JudgeReplica(recipe, inputs.model_config, inputs.contexts, here)
         learner = Learner(folder, recipe.model, recipe.grpo.optim, 1000, here)
         records = [
-            _measure(recipe, n, num_steps, inputs.data.pairs[:num_pairs], meter, learner, here) for n in rollouts
+            _measure(recipe, n, num_steps, inputs.data.pairs[:num_pairs], replica, learner, here) for n in rollouts
         ]
     text = _table(records, num_pairs)
     print(text)
@@ -66,16 +66,18 @@ def run_step_time(rollouts: list[int], num_steps: int, num_pairs: int, out: Path
     return records
 
 
-def _measure(recipe: Recipe, n: int, num_steps: int, pairs, meter: DevMeter, learner: Learner, here: World) -> dict:
+def _measure(
+    recipe: Recipe, n: int, num_steps: int, pairs, replica: JudgeReplica, learner: Learner, here: World
+) -> dict:
     recipe = replace(recipe, rollout=replace(recipe.rollout, num_rollouts=n))
     token_loss = policy_loss(replace(recipe.grpo, kl_coef=0.0), None)
     seconds: dict[str, list[float]] = {"rollout_s": [], "shared_s": [], "flat_s": []}
     tokens = {}
     for step in tqdm(range(num_steps + 1), desc=f"n = {n}"):
         watch = Stopwatch(here.device)
-        learner.copy_weights_to_(meter.engine.decoder)
+        engine = replica.refreshed(learner)
         with watch.phase("rollout_s"):
-            mine = roll_out(meter.engine, meter.contexts, pairs, recipe, step)
+            mine = roll_out(engine, replica.contexts, pairs, recipe, step)
         advantage, _ = step_advantages([r for rollout in mine for r in rollout.rewards], len(mine), n, recipe.grpo)
         shared = to_groups(mine, advantage)
         layouts = [("shared", shared), ("flat", [part for group in shared for part in _alone(group)])]

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-NAMES = {"initial": "before SFT", "sft": "after SFT", "grpo": "after GRPO"}  # of the models of a training run
+
+def _label(name: str, results: dict[str, dict]) -> str:
+    """What a model of a training run is called in its tables; another keeps its name."""
+    start = "before SFT" if "sft" in results else "start"
+    return {"initial": start, "sft": "after SFT", "grpo": "after GRPO"}.get(name, name)
 
 
 def accuracy_table(results: dict[str, dict]) -> str:
     """Markdown: held-out pairwise accuracy of each model, ties counted as wrong and shown."""
     lines = [
-        "| model | votes | accuracy | 95 % interval | ties as half | ties | unscored | margin | valid judgments | pairs |",
+        "| model | votes | accuracy | 95 % interval | ties as half | ties | unscored | margin "
+        "| valid judgments | pairs |",
         "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for name, result in results.items():
         for row in result["votes"]:
             margin = "-" if row["margin"] is None else f"{row['margin']:+.2f}"
             cells = [
-                NAMES.get(name, name), row["votes"], f"{row['accuracy']:.1%}", f"{row['low']:.1%} - {row['high']:.1%}",
-                f"{row['accuracy_ties_half']:.1%}", row["num_ties"], row["num_unscored"], margin, f"{result['valid_rate']:.1%}", row["num_pairs"],
+                _label(name, results), row["votes"], f"{row['accuracy']:.1%}", f"{row['low']:.1%} - {row['high']:.1%}",
+                f"{row['accuracy_ties_half']:.1%}", row["num_ties"], row["num_unscored"], margin,
+                f"{result['valid_rate']:.1%}", row["num_pairs"],
             ]  # fmt: skip
             lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines)
@@ -28,5 +34,5 @@ def task_table(results: dict[str, dict]) -> str:
     lines = ["| model | " + " | ".join(tasks) + " |", "|---|" + "---:|" * len(tasks)]
     for name, result in results.items():
         cells = [f"{result['by_task'][task]['accuracy']:.1%}" for task in tasks]
-        lines.append(f"| {NAMES.get(name, name)} | " + " | ".join(cells) + " |")
+        lines.append(f"| {_label(name, results)} | " + " | ".join(cells) + " |")
     return "\n".join(lines)

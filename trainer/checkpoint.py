@@ -18,16 +18,25 @@ from trainer.learner import Learner
 
 
 def save_checkpoint(folder: Path, learner: Learner, step: int, world: World) -> None:
-    """Writes `folder/step-NNNNNN` aside and renames it; then removes older ones."""
+    """Makes `folder/step-NNNNNN` and removes older ones."""
+    write_checkpoint_aside(folder, learner, step, world)
+    put_in_place(folder, step, world)
+
+
+def write_checkpoint_aside(folder: Path, learner: Learner, step: int, world: World) -> None:
+    """The slow half: writes `folder/step-NNNNNN.partial`, which counts for nothing yet."""
     model, optimizer = get_state_dict(learner.decoder, learner.optimizer)
-    path = folder / f"step-{step:06d}"
-    aside = path.with_name(path.name + ".partial")
+    if world.is_main and folder.is_dir():
+        for attempt in folder.glob("step-*.partial"):
+            shutil.rmtree(attempt)
+    world.gather(None)  # nobody writes before the old attempts are gone
+    dcp.save({"model": model, "optimizer": optimizer}, checkpoint_id=str(_aside(folder, step)))
+
+
+def put_in_place(folder: Path, step: int, world: World) -> None:
+    """The quick half: renames what was written aside, then removes older checkpoints."""
     if world.is_main:
-        shutil.rmtree(aside, ignore_errors=True)
-    world.gather(None)  # nobody writes before the old attempt is gone
-    dcp.save({"model": model, "optimizer": optimizer}, checkpoint_id=str(aside))
-    if world.is_main:
-        replace_directory(aside, path)
+        replace_directory(_aside(folder, step), _path(folder, step))
         for _, older in _checkpoints(folder)[:-1]:
             shutil.rmtree(older)
     world.gather(None)
@@ -43,6 +52,14 @@ def load_checkpoint_(folder: Path, learner: Learner) -> int:
     dcp.load({"model": model, "optimizer": optimizer}, checkpoint_id=str(path))
     set_state_dict(learner.decoder, learner.optimizer, model_state_dict=model, optim_state_dict=optimizer)
     return step
+
+
+def _path(folder: Path, step: int) -> Path:
+    return folder / f"step-{step:06d}"
+
+
+def _aside(folder: Path, step: int) -> Path:
+    return folder / f"step-{step:06d}.partial"
 
 
 def _checkpoints(folder: Path) -> list[tuple[int, Path]]:

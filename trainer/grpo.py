@@ -21,12 +21,12 @@ from patarm_core.sampling import PairRandomSampler, flip_sides
 from rollout.engine import Engine
 from rollout.params import Completion, SamplingParams
 from trainer.batches import Group, MicroBatch, token_logprobs
-from trainer.checkpoint import load_checkpoint_, save_checkpoint
+from trainer.checkpoint import load_checkpoint_, put_in_place, write_checkpoint_aside
 from trainer.config import GrpoConfig, Recipe
-from trainer.dev import DevMeter
 from trainer.distributed import World
 from trainer.learner import Learner, TokenLossFn, sharded_decoder
 from trainer.objectives import grpo_loss
+from trainer.replica import JudgeReplica
 from trainer.run_folder import RunFolder, Stopwatch
 
 STAGE = "grpo"
@@ -69,17 +69,21 @@ def roll_out(
     return rollouts
 
 
-def step_advantages(rewards: Sequence[float], num_pairs: int, n: int, config: GrpoConfig) -> tuple[list[float], float]:
-    """Advantages of a step's rewards over all ranks, and the share of groups without variance (lost compute)."""
+def step_advantages(
+    rewards: Sequence[float], num_pairs: int, n: int, config: GrpoConfig
+) -> tuple[list[float], dict[str, float]]:
+    """Advantages of a step's rewards over all ranks; number and share of the groups that have none (lost compute)."""
     group_ids = advantages.group_ids(num_pairs, n, config.group)
-    estimate = {
+    advantage = {
         "grpo": advantages.group_relative,
         "dr_grpo": advantages.dr_grpo,
         "rloo": advantages.rloo,
-        "reinforce++": advantages.reinforce_plus_plus,
-    }[config.advantage]
-    lost = advantages.zero_variance_groups(rewards, group_ids)
-    return estimate(rewards, group_ids), len(lost) / len(set(group_ids))
+        "reinforce++": lambda rewards, _: advantages.reinforce_plus_plus(rewards),
+        "reinforce++_baseline": advantages.reinforce_plus_plus,
+    }[config.advantage](rewards, group_ids)
+    num_groups = len(set(group_ids))
+    num_lost = num_groups - len({group for group, value in zip(group_ids, advantage, strict=True) if value})
+    return advantage, {"zero_advantage_groups": num_lost, "zero_advantage_share": num_lost / num_groups}
 
 
 def to_groups(rollouts: Sequence[PairRollout], advantage: Sequence[float]) -> list[Group]:
@@ -160,10 +164,15 @@ def sample_records(rollouts: Sequence[PairRollout], step: int, num_pairs: int) -
 
 
 def run_grpo(
-    recipe: Recipe, folder: RunFolder, model: str, pairs: Sequence[Pair], dev: Sequence[Pair], meter: DevMeter
+    recipe: Recipe,
+    folder: RunFolder,
+    model: str,
+    pairs: Sequence[Pair],
+    dev: Sequence[Pair],
+    replica: JudgeReplica,
 ) -> Learner:
     """Trains from the Hugging Face directory `model`, which is also the reference of the KL penalty."""
-    config, world, n = recipe.grpo, meter.world, recipe.rollout.num_rollouts
+    config, world, n = recipe.grpo, replica.world, recipe.rollout.num_rollouts
     pairs, _ = flip_sides(pairs, recipe.data.label_noise, recipe.seed)
     sampler = PairRandomSampler(len(pairs), config.pairs_per_step, recipe.seed, world.rank, world.size)
     num_steps = config.steps or config.epochs * sampler.steps_per_epoch
@@ -171,20 +180,22 @@ def run_grpo(
     reference = sharded_decoder(model, recipe.model, world).requires_grad_(False) if config.kl_coef else None
     token_loss = policy_loss(config, reference)
     first = load_checkpoint_(folder.checkpoints(STAGE), learner) if recipe.resume else 0
+    sampler.load_state_dict(sampler.state_dict() | {"step": first})
     folder.rewind(STAGE, first)
     bar = trange(first, num_steps, initial=first, total=num_steps, desc=STAGE, disable=not world.is_main)
-    for step in bar:
+    for step, share in zip(bar, sampler):
         watch = Stopwatch(world.device)
         with watch.phase("step_s"):
             with watch.phase("sync_s"):
-                learner.copy_weights_to_(meter.engine.decoder)
+                engine = replica.refreshed(learner)
             with watch.phase("rollout_s"):
-                share = [pairs[i] for i in world.share(sampler.global_step(step))]
-                mine = roll_out(meter.engine, meter.contexts, share, recipe, step)
+                mine = roll_out(engine, replica.contexts, [pairs[i] for i in share], recipe, step)
+            with watch.phase("wait_s"):
+                world.gather(None)  # for the rank whose rollouts take longest
             with watch.phase("reward_s"):
                 rewards_by_rank = world.gather([reward for rollout in mine for reward in rollout.rewards])
                 rewards = [reward for rank in rewards_by_rank for reward in rank]
-                advantage, lost_share = step_advantages(rewards, len(rewards) // (2 * n), n, config)
+                advantage, lost = step_advantages(rewards, len(rewards) // (2 * n), n, config)
                 before = sum(len(rank) for rank in rewards_by_rank[: world.rank])
                 groups = to_groups(mine, advantage[before:])
             with watch.phase("update_s"):
@@ -196,22 +207,25 @@ def run_grpo(
                 ]
                 # How far rollout and trainer disagree shows before the first update only.
                 metrics = updates[-1] | {name: value for name, value in updates[0].items() if "gap" in name}
-        metrics |= step_report(mine, world)
-        metrics["zero_advantage_groups"] = lost_share
+        metrics |= step_report(mine, world) | lost
         metrics["tokens_per_s"] = metrics.pop("num_context_tokens") + metrics["num_tokens"]
         metrics["tokens_per_s"] /= watch.seconds["step_s"]
         done = step + 1
         if config.dev_every and (done % config.dev_every == 0 or done == num_steps):
             with watch.phase("dev_s"):
-                metrics |= meter.measure(learner, dev)
+                metrics |= replica.measure(learner, dev)
+        is_checkpoint = done == num_steps or (config.checkpoint_every and done % config.checkpoint_every == 0)
+        if is_checkpoint:
+            with watch.phase("checkpoint_s"):
+                write_checkpoint_aside(folder.checkpoints(STAGE), learner, done, world)
         folder.append("metrics.jsonl", {"stage": STAGE, "step": done, **metrics, **watch.seconds})
         folder.append("samples.jsonl", *sample_records(mine, done, config.num_sample_pairs))
         bar.set_postfix_str(
             f"reward {metrics['reward']:.2f} right {metrics['pair_accuracy']:.0%} valid {metrics['valid_rate']:.0%}",
             refresh=False,
         )
-        if done == num_steps or (config.checkpoint_every and done % config.checkpoint_every == 0):
-            save_checkpoint(folder.checkpoints(STAGE), learner, done, world)
+        if is_checkpoint:  # after the log, which a run that resumes cuts back to the checkpoint
+            put_in_place(folder.checkpoints(STAGE), done, world)
     return learner
 
 

@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 
-PHASES = ("sync_s", "rollout_s", "reward_s", "update_s")
+PHASES = ("sync_s", "rollout_s", "wait_s", "reward_s", "update_s")
 
 
 def time_table(records: Sequence[dict]) -> str:
     """Markdown: median seconds of a step and of its phases, per stage."""
-    lines = ["| stage | steps | s/step | " + " | ".join(p.removesuffix("_s") for p in PHASES) + " | tokens/s |"]
-    lines.append("|---|---:|---:|" + "---:|" * (len(PHASES) + 1))
+    lines = ["| stage | steps | s/step | " + " | ".join(p.removesuffix("_s") for p in PHASES)]
+    lines[0] += " | tokens/s | s/checkpoint |"
+    lines.append("|---|---:|---:|" + "---:|" * (len(PHASES) + 2))
     for stage in dict.fromkeys(record["stage"] for record in records):
         steps = [record for record in records if record["stage"] == stage]
         cells = [
@@ -20,7 +21,9 @@ def time_table(records: Sequence[dict]) -> str:
             for phase in PHASES
         ]
         step_s, rate = (median(step[key] for step in steps) for key in ("step_s", "tokens_per_s"))
-        lines.append(f"| {stage} | {len(steps)} | {step_s:.2f} | " + " | ".join(cells) + f" | {rate:,.0f} |")
+        checkpoints = [step["checkpoint_s"] for step in steps if "checkpoint_s" in step]  # not part of s/step
+        cells += [f"{rate:,.0f}", f"{median(checkpoints):.2f}" if checkpoints else "-"]
+        lines.append(f"| {stage} | {len(steps)} | {step_s:.2f} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 

@@ -16,11 +16,11 @@ from eval.tables import accuracy_table, task_table
 from rollout.weights import save_decoder
 from trainer.config import Recipe
 from trainer.data import write_data
-from trainer.dev import DevMeter
 from trainer.distributed import World, world
 from trainer.grpo import run_grpo
 from trainer.inputs import Inputs, load_inputs
 from trainer.learner import DTYPES, Learner
+from trainer.replica import JudgeReplica
 from trainer.report import draw_curves, time_table
 from trainer.run_folder import RunFolder, write_text
 from trainer.sft import run_sft
@@ -56,7 +56,9 @@ def run(recipe: Recipe, start: float) -> None:
         with _ours_to_blame():
             folder.create(recipe)
             if here.is_main:
-                print(f"run folder: {folder.path}", flush=True)
+                num_parameters = inputs.model_config.num_parameters
+                print(f"run folder: {folder.path}")
+                print(f"model parameters: {num_parameters:,}; processes: {here.size}", flush=True)
                 if recipe.data.source == "embedded":
                     write_data(inputs.data, folder.path / "data")
                 if not model:
@@ -66,33 +68,33 @@ def run(recipe: Recipe, start: float) -> None:
             if untrained is None:
                 model = str(folder.model("initial"))
                 untrained = Learner(model, recipe.model, recipe.sft.optim, 1, here)
-            meter = DevMeter(recipe, model, inputs.contexts, here)
-            held_out = HeldOut(recipe, folder, inputs, meter, start)
+            replica = JudgeReplica(recipe, inputs.model_config, inputs.contexts, here)
+            held_out = HeldOut(recipe, folder, inputs, replica, start)
             held_out.measure("initial", untrained)
             del untrained  # its memory is the stages' now
             for stage in recipe.stages:
                 if not folder.is_finished(stage):
-                    _run_stage(stage, model, recipe, folder, inputs, meter, held_out)
+                    _run_stage(stage, model, recipe, folder, inputs, replica, held_out)
                 model = str(folder.model(stage))
             if here.is_main:
                 _report(recipe, folder, held_out, model, here)
 
 
 def _run_stage(
-    stage: str, model: str, recipe: Recipe, folder: RunFolder, inputs: Inputs, meter: DevMeter, held_out: HeldOut
+    stage: str, model: str, recipe: Recipe, folder: RunFolder, inputs: Inputs, replica: JudgeReplica, held_out: HeldOut
 ) -> None:
     """Trains a stage from the directory `model`, measures it and exports it; the export is what marks it finished."""
     if stage == "sft":
-        learner = run_sft(recipe, folder, model, inputs.judgments, inputs.data.dev, meter)
+        learner = run_sft(recipe, folder, model, inputs.judgments, inputs.data.dev, replica)
     else:
-        learner = run_grpo(recipe, folder, model, inputs.data.pairs, inputs.data.dev, meter)
+        learner = run_grpo(recipe, folder, model, inputs.data.pairs, inputs.data.dev, replica)
     held_out.measure(stage, learner)
     if folder.is_writer:
         inputs.tokenizer.save_pretrained(folder.model(stage))
-    meter.world.gather(None)
+    replica.world.gather(None)
     dtype = DTYPES[recipe.model.export_dtype]
     save_decoder(learner.decoder, folder.model(stage), dtype, is_writer=folder.is_writer)
-    meter.world.gather(None)
+    replica.world.gather(None)
     del learner
     torch.cuda.empty_cache()
 
@@ -100,8 +102,8 @@ def _run_stage(
 class HeldOut:
     """Results on the held-out pairs by model name, kept in report.json as they come in."""
 
-    def __init__(self, recipe: Recipe, folder: RunFolder, inputs: Inputs, meter: DevMeter, start: float) -> None:
-        self.recipe, self.folder, self.meter, self.start = recipe, folder, meter, start
+    def __init__(self, recipe: Recipe, folder: RunFolder, inputs: Inputs, replica: JudgeReplica, start: float) -> None:
+        self.recipe, self.folder, self.replica, self.start = recipe, folder, replica, start
         self.pairs = inputs.data.held_out
         file = folder.path / "report.json"
         before = json.loads(read_text(file)) if file.is_file() else {}
@@ -116,7 +118,7 @@ class HeldOut:
     def measure(self, name: str, learner: Learner) -> None:
         if not self.pairs or name in self.results:
             return
-        judged = self.meter.judge(learner, self.pairs, self.recipe.eval.num_judgments, f"held-out, {name}")
+        judged = self.replica.judge(learner, self.pairs, self.recipe.eval.num_judgments, f"held-out, {name}")
         self.results[name] = summary(judged, self.recipe.eval.votes)
         if self.folder.is_writer:
             write_judgments(self.folder.path / "judgments" / f"{name}.jsonl", judged)

@@ -11,10 +11,10 @@ from eval.contexts import ContextBuilder
 from patarm_core.pairs import JudgmentExample, Pair
 from patarm_core.sampling import PairRandomSampler
 from trainer.batches import Group, MicroBatch
-from trainer.checkpoint import load_checkpoint_, save_checkpoint
+from trainer.checkpoint import load_checkpoint_, put_in_place, write_checkpoint_aside
 from trainer.config import Recipe
-from trainer.dev import DevMeter
 from trainer.learner import Learner
+from trainer.replica import JudgeReplica
 from trainer.run_folder import RunFolder, Stopwatch
 
 STAGE = "sft"
@@ -42,29 +42,34 @@ def run_sft(
     model: str,
     groups: Sequence[Group],
     dev: Sequence[Pair],
-    meter: DevMeter,
+    replica: JudgeReplica,
 ) -> Learner:
     """Trains on groups of one judgment each, from the Hugging Face directory `model`; returns the learner."""
-    config, world = recipe.sft, meter.world
+    config, world = recipe.sft, replica.world
     sampler = PairRandomSampler(len(groups), config.rows_per_step, recipe.seed, world.rank, world.size)
     num_steps = config.steps or config.epochs * sampler.steps_per_epoch
     learner = Learner(model, recipe.model, config.optim, num_steps, world)
     first = load_checkpoint_(folder.checkpoints(STAGE), learner) if recipe.resume else 0
+    sampler.load_state_dict(sampler.state_dict() | {"step": first})
     folder.rewind(STAGE, first)
     bar = trange(first, num_steps, initial=first, total=num_steps, desc=STAGE, disable=not world.is_main)
-    for step in bar:
+    for step, rows in zip(bar, sampler):
         watch = Stopwatch(world.device)
         with watch.phase("step_s"):
-            share = [groups[i] for i in world.share(sampler.global_step(step))]
+            share = [groups[i] for i in rows]
             metrics = learner.update(share, negative_log_likelihood, config.tokens_per_micro_batch, step)
         num_context_tokens = world.sums({"n": sum(len(group.context) for group in share)})["n"]
         metrics["tokens_per_s"] = (num_context_tokens + metrics["num_tokens"]) / watch.seconds["step_s"]
         done = step + 1
         if config.dev_every and (done % config.dev_every == 0 or done == num_steps):
             with watch.phase("dev_s"):
-                metrics |= meter.measure(learner, dev)
+                metrics |= replica.measure(learner, dev)
+        is_checkpoint = done == num_steps or (config.checkpoint_every and done % config.checkpoint_every == 0)
+        if is_checkpoint:
+            with watch.phase("checkpoint_s"):
+                write_checkpoint_aside(folder.checkpoints(STAGE), learner, done, world)
         folder.append("metrics.jsonl", {"stage": STAGE, "step": done, **metrics, **watch.seconds})
         bar.set_postfix_str(f"loss {metrics['loss']:.3f}", refresh=False)
-        if done == num_steps or (config.checkpoint_every and done % config.checkpoint_every == 0):
-            save_checkpoint(folder.checkpoints(STAGE), learner, done, world)
+        if is_checkpoint:  # after the log, which a run that resumes cuts back to the checkpoint
+            put_in_place(folder.checkpoints(STAGE), done, world)
     return learner

@@ -149,14 +149,14 @@ def test_advantages_per_side_compare_the_judgments_of_one_response():
     root = math.sqrt(0.5)
     assert found == pytest.approx([root, -root, 0, 0, root, -root, root, -root], abs=1e-5)
     assert found == pytest.approx(by_hand(REWARDS, 2), rel=1e-12)
-    assert lost == 1 / 4
+    assert lost == {"zero_advantage_groups": 1, "zero_advantage_share": 1 / 4}
 
 
 def test_advantages_per_pair_compare_the_judgments_of_both_responses():
     found, lost = grpo.step_advantages(REWARDS, 2, 2, GrpoConfig(group="pair"))
     assert found[:4] == pytest.approx([1.5, -0.5, -0.5, -0.5], abs=1e-5)
     assert found == pytest.approx(by_hand(REWARDS, 4), rel=1e-12)
-    assert lost == 0
+    assert lost == {"zero_advantage_groups": 0, "zero_advantage_share": 0.0}
 
 
 @pytest.mark.parametrize(
@@ -164,7 +164,8 @@ def test_advantages_per_pair_compare_the_judgments_of_both_responses():
     [
         ("dr_grpo", [0.6, -0.6, 0, 0, 1.45, -1.45, 0.6, -0.6]),
         ("rloo", [1.2, -1.2, 0, 0, 2.9, -2.9, 1.2, -1.2]),
-        ("reinforce++", [x / math.sqrt((4 * 0.36 + 2 * 1.45**2) / 7) for x in
+        ("reinforce++", [(r - 0.2875) / math.sqrt((7.09 - 8 * 0.2875**2) / 7) for r in REWARDS]),
+        ("reinforce++_baseline", [x / math.sqrt((4 * 0.36 + 2 * 1.45**2) / 7) for x in
                          [0.6, -0.6, 0, 0, 1.45, -1.45, 0.6, -0.6]]),
     ],
 )  # fmt: skip
@@ -173,11 +174,21 @@ def test_the_other_estimators_by_hand(advantage, expected):
     assert found == pytest.approx(expected, rel=1e-5)
 
 
+def test_plain_reinforce_knows_no_groups():
+    """A group of equals is above or below the step's mean, so it is not lost; only a step of equals is."""
+    found, lost = grpo.step_advantages(REWARDS, 2, 2, GrpoConfig(advantage="reinforce++"))
+    assert found[2] == found[3] < 0 and lost["zero_advantage_groups"] == 0
+    of_pairs, _ = grpo.step_advantages(REWARDS, 2, 2, GrpoConfig(advantage="reinforce++", group="pair"))
+    assert of_pairs == found
+    assert grpo.step_advantages([1.2] * 8, 2, 2, GrpoConfig(advantage="reinforce++"))[1]["zero_advantage_groups"] == 4
+
+
 def test_groups_without_variance_are_counted_and_get_exactly_zero():
     found, lost = grpo.step_advantages([1.2] * 4 + [0.0] * 2 + [1.2, 0.0], 2, 2, GrpoConfig())
-    assert lost == 3 / 4
+    assert lost == {"zero_advantage_groups": 3, "zero_advantage_share": 3 / 4}
     assert found[:6] == [0.0] * 6
-    assert grpo.step_advantages([-1.5] * 8, 2, 2, GrpoConfig(group="pair")) == ([0.0] * 8, 1.0)
+    found, lost = grpo.step_advantages([-1.5] * 8, 2, 2, GrpoConfig(group="pair"))
+    assert (found, lost) == ([0.0] * 8, {"zero_advantage_groups": 2, "zero_advantage_share": 1.0})
 
 
 def test_each_judgment_carries_its_own_advantage_on_all_of_its_tokens(rollouts):

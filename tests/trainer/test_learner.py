@@ -342,7 +342,7 @@ def test_the_comparison_is_about_something(two_and_one):
     """Rewards differ within groups, the policy moves, and a rank was without a pair in step 3."""
     folder, _ = two_and_one
     steps = [record for record in records(folder / "files-2") if record["stage"] == "grpo"]
-    assert min(step["zero_advantage_groups"] for step in steps) < 1
+    assert min(step["zero_advantage_share"] for step in steps) < 1
     assert all(step["grad_norm"] > 1e-3 for step in steps)
     assert steps[-1]["kl"] > 0
     assert [step["clip_share"] for step in steps] != [0.0] * 4

@@ -299,14 +299,14 @@ def test_every_step_reports_what_there_is_to_know(quickstart):
     for row in rows[3:]:
         assert row.keys() >= {
             "reward", "reward_par", "reward_format", "margin", "pair_accuracy", "pair_ties", "pair_unscored",
-            "valid_rate", "tag_error_rate", "score_error_rate", "zero_advantage_groups", "clip_share", "kl",
-            "logprob_gap", "max_logprob_gap", "completion_tokens", "cut_short_rate",
-            "sync_s", "rollout_s", "reward_s", "update_s",
+            "valid_rate", "tag_error_rate", "score_error_rate", "zero_advantage_groups", "zero_advantage_share",
+            "clip_share", "kl", "logprob_gap", "max_logprob_gap", "completion_tokens", "cut_short_rate",
+            "sync_s", "rollout_s", "wait_s", "reward_s", "update_s",
         }  # fmt: skip
         assert row["reward"] == pytest.approx(row["reward_par"] + row["reward_format"])
         assert row["valid_rate"] + row["tag_error_rate"] + row["score_error_rate"] == pytest.approx(1)
         assert row["max_logprob_gap"] < 1e-4  # rollout and trainer are one function of the same weights
-        phases = sum(row[name] for name in ("sync_s", "rollout_s", "reward_s", "update_s"))
+        phases = sum(row[name] for name in ("sync_s", "rollout_s", "wait_s", "reward_s", "update_s"))
         assert 0 < phases <= row["step_s"]
     assert rows[3]["kl"] == pytest.approx(0, abs=1e-9)  # the reference is where GRPO starts
 

@@ -30,8 +30,8 @@ SFT = [
 GRPO = [
     {
         "stage": "grpo", "step": n + 1, "pair_accuracy": 0.6 + n / 10, "margin": n / 2, "valid_rate": 0.9,
-        "entropy": 1.0, "step_s": 2.0, "sync_s": 0.1, "rollout_s": 1.0, "reward_s": 0.05,
-        "update_s": [0.7, 0.9, 0.8][n], "tokens_per_s": 12_345.6, **(DEV if n == 2 else {}),
+        "entropy": 1.0, "step_s": 2.0, "sync_s": 0.1, "rollout_s": 1.0, "wait_s": 0.2, "reward_s": 0.05,
+        "update_s": [0.7, 0.9, 0.8][n], "tokens_per_s": 12_345.6, **(DEV | {"checkpoint_s": 3.25} if n == 2 else {}),
     }
     for n in range(3)
 ]  # fmt: skip
@@ -56,12 +56,17 @@ def test_every_task_has_a_column():
     )
 
 
+def test_without_sft_the_first_model_is_where_the_run_starts():
+    rows = task_table({"initial": result(0.5), "grpo": result(0.85)}).splitlines()[2:]
+    assert [row.split(" | ")[0] for row in rows] == ["| start", "| after GRPO"]
+
+
 def test_times_are_medians_per_stage_and_phase():
     assert time_table(RECORDS) == (
-        "| stage | steps | s/step | sync | rollout | reward | update | tokens/s |\n"
-        "|---|---:|---:|---:|---:|---:|---:|---:|\n"
-        "| sft | 5 | 2.50 | - | - | - | - | 1,000 |\n"
-        "| grpo | 3 | 2.00 | 0.10 | 1.00 | 0.05 | 0.80 | 12,346 |"
+        "| stage | steps | s/step | sync | rollout | wait | reward | update | tokens/s | s/checkpoint |\n"
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|\n"
+        "| sft | 5 | 2.50 | - | - | - | - | - | 1,000 | - |\n"
+        "| grpo | 3 | 2.00 | 0.10 | 1.00 | 0.20 | 0.05 | 0.80 | 12,346 | 3.25 |"
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import torch
 
@@ -16,23 +17,34 @@ from trainer.distributed import World
 from trainer.learner import DTYPES, Learner
 
 
-class DevMeter:
-    """Holds one engine whose weights are refreshed from the learner before each use, so they are never stale."""
+class JudgeReplica:
+    """One engine on each rank, whose weights are refreshed from the learner before each use, so they are never stale.
 
-    def __init__(self, recipe: Recipe, model: str, contexts: ContextBuilder, world: World) -> None:
-        self.recipe, self.contexts, self.world = recipe, contexts, world
+    It is made when it is first used: a run that only imitates needs none.
+    """
+
+    def __init__(self, recipe: Recipe, model_config: DecoderConfig, contexts: ContextBuilder, world: World) -> None:
+        self.contexts, self.world = contexts, world
+        self._model_config, self._dtype = model_config, DTYPES[recipe.model.dtype]
+        self._seed, self._rollout, self._eval = recipe.seed, recipe.rollout, recipe.eval
+
+    @cached_property
+    def _engine(self) -> Engine:
         with torch.device("meta"):
-            replica = Decoder(DecoderConfig.from_pretrained(model)).to(DTYPES[recipe.model.dtype])
-        replica.to_empty(device=world.device).requires_grad_(False)
-        self.engine = Engine(replica, contexts.tokenizer, recipe.rollout.max_rows)
+            decoder = Decoder(self._model_config).to(self._dtype)
+        decoder.to_empty(device=self.world.device).requires_grad_(False)
+        return Engine(decoder, self.contexts.tokenizer, self._rollout.max_rows)
+
+    def refreshed(self, learner: Learner) -> Engine:
+        """The engine with the learner's weights of now; every rank calls it."""
+        learner.copy_weights_to_(self._engine.decoder)
+        return self._engine
 
     def judge(self, learner: Learner, pairs: Sequence[Pair], n: int, progress: str = "") -> list[JudgedPair]:
         """n judgments of each side of the pairs, spread over the ranks; every rank gets all of them, in order."""
-        learner.copy_weights_to_(self.engine.decoder)
-        rollout = self.recipe.rollout
         share = judge_pairs(
-            self.engine, self.contexts, self.world.share(list(pairs)), n, self.recipe.seed,
-            rollout.max_completion_tokens, rollout.temperature, progress if self.world.is_main else "",
+            self.refreshed(learner), self.contexts, self.world.share(list(pairs)), n, self._seed,
+            self._rollout.max_completion_tokens, self._eval.temperature, progress if self.world.is_main else "",
         )  # fmt: skip
         judged: list = [None] * len(pairs)
         for rank, items in enumerate(self.world.gather(share)):
@@ -41,8 +53,8 @@ class DevMeter:
 
     def measure(self, learner: Learner, dev: Sequence[Pair]) -> dict[str, float]:
         """Accuracy, margin and validity on the dev pairs."""
-        judged = self.judge(learner, dev, self.recipe.eval.num_dev_judgments)
-        accuracy = pair_accuracy(judged, self.recipe.eval.num_dev_judgments)
+        judged = self.judge(learner, dev, self._eval.num_dev_judgments)
+        accuracy = pair_accuracy(judged, self._eval.num_dev_judgments)
         return {
             "dev_accuracy": accuracy.accuracy,
             "dev_accuracy_low": accuracy.low,
