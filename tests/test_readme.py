@@ -57,3 +57,12 @@ def test_commands_are_run_by_ci_or_by_a_test():
             assert re.search(r"trainer/recipes/\w+\.toml", command)[0] in recipes_run
         else:
             assert re.split(r" (?:ARGS|--)", command)[0] in ci
+
+
+def test_the_commands_that_a_quickstart_ends_with_are_those_of_the_readme():
+    from trainer.run import REAL_WEIGHTS
+
+    commands = [" ".join(line.split()) for line in REAL_WEIGHTS.replace("\\\n", " ").splitlines()[1:]]
+    assert len(commands) == 2
+    shown = [" ".join(command.split()) for command in COMMANDS]
+    assert [command for command in commands if f".venv/bin/{command}" not in shown] == []

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from eval.contexts import load_judgments, load_pairs
 from patarm_core.embedded.splits import make_splits
-from patarm_core.pairs import JudgmentExample, Pair, judgment_to_json, pair_to_json
+from patarm_core.pairs import JudgmentExample, Pair, judgment_to_json, pair_to_json, prompt_key
 from patarm_core.rubrics import RubricBook
-from trainer.config import Recipe
+from trainer.config import DataConfig, Recipe
 from trainer.run_folder import write_text
 
 
@@ -45,12 +45,24 @@ def load_data(recipe: Recipe, book: RubricBook) -> RunData:
     def pairs(file: str) -> list[Pair]:
         return load_pairs(file, book) if file else []
 
-    return RunData(
+    data = RunData(
         load_judgments(config.judgments, book) if needed["judgments"] else [],
         pairs(config.pairs) if needed["pairs"] else [],
         pairs(config.dev) if needed["dev"] else [],
         pairs(config.held_out),
     )
+    _check_unseen(data, config)
+    return data
+
+
+def _check_unseen(data: RunData, config: DataConfig) -> None:
+    """No prompt that a judge is measured on is one that it is trained on."""
+    trained_on = {prompt_key(row): config.judgments for row in data.judgments}
+    trained_on |= {prompt_key(pair): config.pairs for pair in data.pairs}
+    for file, measured in ((config.dev, data.dev), (config.held_out, data.held_out)):
+        for pair in measured:
+            if (other := trained_on.get(prompt_key(pair))) is not None:
+                raise ValueError(f"{file}: pair {pair.id} of {pair.source}: its prompt is trained on, in {other}")
 
 
 def write_data(data: RunData, folder: Path) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from transformers import PreTrainedTokenizerBase
 
 from eval.contexts import ContextBuilder, load_rubrics
+from patarm_core.judgment import RubricSetting, judgment_tags, parse
+from patarm_core.pairs import JudgmentExample
 from rollout.decoder import DecoderConfig
 from rollout.engine import load_tokenizer
 from trainer.batches import Group
@@ -37,6 +39,8 @@ def load_inputs(recipe: Recipe, model: str) -> Inputs:
     """
     book = load_rubrics(recipe.prompt.rubrics_file)
     data = load_data(recipe, book)
+    if "sft" in recipe.stages:
+        _check_format(data.judgments, recipe.prompt.rubrics)
     if model:
         model_config, tokenizer = DecoderConfig.from_pretrained(model), load_tokenizer(model)
     else:
@@ -51,6 +55,18 @@ def load_inputs(recipe: Recipe, model: str) -> Inputs:
         if length > limit:
             raise ValueError(f"{name} {length} tokens; {key} is {limit}")
     return Inputs(data, tokenizer, model_config, contexts, judgments)
+
+
+def _check_format(judgments: Sequence[JudgmentExample], rubrics: RubricSetting) -> None:
+    """SFT imitates judgments that the strict parser takes: GRPO would punish what it learns from others."""
+    tags = " ".join(f"<{tag}>…</{tag}>" for tag in judgment_tags(rubrics))
+    problems = {
+        "tags": f'tag error; with prompt.rubrics = "{rubrics}" these are right, each once and in this order: {tags}',
+        "score": "score error; right is a number from 0 to 10 in <answer>…</answer>",
+    }
+    for example in judgments:
+        if (error := parse(example.judgment, rubrics=rubrics).error) is not None:
+            raise ValueError(f"judgment {example.id} of {example.source}: {problems[error]}")
 
 
 def _lengths(

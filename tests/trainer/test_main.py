@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
+from patarm_core.judgment import ALL_TAGS
 from tests.tiny_runs import SMALL, arguments, judgment, judgment_text, pair, records, settings, write_jsonl
 from trainer.main import main
 
@@ -128,11 +130,37 @@ def test_a_file_without_rows(told, job, tmp_path):
 
 @pytest.mark.parametrize("key", ["data.pairs", "data.held_out", "data.dev"])
 def test_a_prompt_over_the_length_limit(told, job, tmp_path, key):
-    long = pair(5) | {"prompt": "Say it. " * 90}
-    file = write_jsonl(tmp_path / "pairs.jsonl", [pair(4), long])
+    long = pair(65) | {"prompt": "Say it. " * 90}
+    file = write_jsonl(tmp_path / "pairs.jsonl", [pair(64), long])
     line = told(job | {key: file, "prompt.max_context_tokens": 150, "grpo.dev_every": 1})
-    assert line.startswith("pair 5 of tiny: prompt and response make a context of ")
+    assert line.startswith("pair 65 of tiny: prompt and response make a context of ")
     assert line.endswith(" tokens; prompt.max_context_tokens is 150")
+
+
+@pytest.mark.parametrize(
+    ("text", "rubrics", "problem"),
+    [
+        ("9", "primary", 'tag error; with prompt.rubrics = "primary" these are right, each once and in this order: '
+         "<think>…</think> <eval>…</eval> <answer>…</answer>"),
+        (judgment_text(9), "adaptive", 'tag error; with prompt.rubrics = "adaptive" these are right, each once and in '
+         "this order: <think>…</think> <generate_rubrics>…</generate_rubrics> <eval>…</eval> <answer>…</answer>"),
+        (judgment_text(11), "primary", "score error; right is a number from 0 to 10 in <answer>…</answer>"),
+    ],
+)  # fmt: skip
+def test_a_judgment_that_grpo_would_punish(told, job, tmp_path, text, rubrics, problem):
+    file = write_jsonl(tmp_path / "judgments.jsonl", [judgment(1) | {"judgment": text}])
+    line = told(job | {"data.judgments": file, "prompt.rubrics": rubrics})
+    assert line == f"judgment 1 of tiny: {problem}"
+
+
+@pytest.mark.parametrize("key", ["data.dev", "data.held_out"])
+@pytest.mark.parametrize(("number", "trained"), [(3, "data.pairs"), (150, "data.judgments")])
+def test_a_prompt_that_is_measured_on_and_trained_on(told, job, tmp_path, key, number, trained):
+    seen = pair(number)
+    seen["prompt"] = [{"role": "user", "content": seen["prompt"]}]  # the same prompt, written otherwise
+    file = write_jsonl(tmp_path / "pairs.jsonl", [pair(64), seen])
+    line = told(job | {key: file, "grpo.dev_every": 1})
+    assert line == f"{file}: pair {number} of tiny: its prompt is trained on, in {job[trained]}"
 
 
 def test_a_judgment_over_the_length_limit(told, job, tmp_path):
@@ -150,7 +178,7 @@ def test_a_context_that_leaves_no_room_for_a_judgment(told, job):
 def test_what_would_not_fit_a_micro_batch_is_told_before_training(told, job, tmp_path):
     line = told(job | {"grpo.tokens_per_micro_batch": 60})
     assert line.startswith("pair 0 of tiny: ") and line.endswith(" tokens; grpo.tokens_per_micro_batch is 60")
-    file = write_jsonl(tmp_path / "j.jsonl", [judgment(0), judgment(1) | {"judgment": judgment_text(5) + " x" * 60}])
+    file = write_jsonl(tmp_path / "j.jsonl", [judgment(0), judgment(1) | {"judgment": " x" * 60 + judgment_text(5)}])
     line = told(job | {"data.judgments": file, "sft.tokens_per_micro_batch": 120})
     assert line.startswith("judgment 1 of tiny: context and judgment make 2")
     assert line.endswith(" tokens; sft.tokens_per_micro_batch is 120")
@@ -209,7 +237,7 @@ def test_more_processes_than_there_are(told, job):
 
 def test_a_vocabulary_too_small_for_the_bytes(told, job):
     line = told(job | {"model.path": "", "model.small.vocab_size": 100})
-    assert line.startswith("vocab_size=100 must be at least 279")
+    assert line.startswith(f"vocab_size=100 must be at least {256 + 3 + 2 * len(ALL_TAGS)}: all bytes, ")
 
 
 def test_a_shape_that_no_decoder_has(told, job):
@@ -358,10 +386,38 @@ def test_transformers_loads_what_a_stage_leaves_and_computes_the_same(quickstart
     assert float((found - expected).abs().max()) <= 1e-4 * float(expected.abs().max())
 
 
-def test_training_changes_the_model(quickstart):
-    """SFT does; two steps of GRPO without one valid judgment have no advantage, and no gradient."""
-    files = [quickstart[0] / "models" / stage / "model.safetensors" for stage in ("initial", "sft", "grpo")]
-    initial, sft, grpo = (file.read_bytes() for file in files)
-    assert initial != sft
-    steps = records(quickstart[0])[3:]
-    assert (sft == grpo) == all(step["zero_advantage_groups"] == 1 for step in steps)
+def test_sft_changes_the_model(quickstart):
+    files = [quickstart[0] / "models" / stage / "model.safetensors" for stage in ("initial", "sft")]
+    assert files[0].read_bytes() != files[1].read_bytes()
+
+
+@pytest.fixture(scope="module")
+def from_a_judge(tiny_files, tiny_judge, tmp_path_factory):
+    """GRPO alone as in the quickstart, in miniature, from a judge whose judgments are mostly valid."""
+    out = tmp_path_factory.mktemp("from_a_judge") / "out"
+    job = settings(tiny_files) | {
+        "out": out, "data.source": "files", "stages": ["grpo"], "model.path": tiny_judge,
+        "grpo.steps": 2, "grpo.dev_every": 0,
+    }  # fmt: skip
+    assert main([str(ROOT / "trainer" / "recipes" / "quickstart.toml"), *arguments(job)]) == 0
+    return out
+
+
+def test_grpo_changes_a_judge_that_writes_valid_judgments(from_a_judge, tiny_judge):
+    steps = records(from_a_judge)
+    assert [(r["stage"], r["step"]) for r in steps] == [("grpo", 1), ("grpo", 2)]
+    assert min(r["valid_rate"] for r in steps) > 0.5
+    assert all(r["zero_advantage_share"] < 1 and r["reward_par"] > 0 and r["grad_norm"] > 0 for r in steps)
+    before, after = (load_file(path / "model.safetensors") for path in (tiny_judge, from_a_judge / "models" / "grpo"))
+    assert all(not torch.equal(after[name], tensor) for name, tensor in before.items())
+
+
+def test_without_sft_the_report_begins_at_the_start(from_a_judge):
+    report = (from_a_judge / "report.md").read_text()
+    assert "| start | 1 |" in report and "| after GRPO | 1 |" in report and "SFT" not in report
+
+
+def test_a_run_that_judges_nothing_makes_no_replica(job, monkeypatch):
+    """At 8B a replica is 16 GB on every rank."""
+    monkeypatch.setattr("trainer.replica.Engine", None)
+    assert main(arguments(job | {"stages": ["sft"], "data.held_out": ""})) == 0
