@@ -44,7 +44,9 @@ def load_inputs(recipe: Recipe, model: str) -> Inputs:
     if model:
         model_config, tokenizer = DecoderConfig.from_pretrained(model), load_tokenizer(model)
     else:
-        model_config, tokenizer = small_config(recipe), small_tokenizer(recipe, book, data.judgments)
+        small = recipe.model.small
+        model_config = small_config(small)
+        tokenizer = small_tokenizer(small.vocab_size, recipe.prompt, book, data.judgments)
     if len(tokenizer) > model_config.vocab_size:
         raise ValueError(f"{model}: {len(tokenizer)} tokens in the tokenizer, the model has {model_config.vocab_size}")
     if tokenizer.eos_token_id is None:

@@ -6,7 +6,7 @@ import sys
 import time
 from typing import NoReturn
 
-_PATIENCE_S = 10.0
+_PATIENCE_S = 30.0
 
 
 def tell(error: Exception) -> None:

@@ -53,8 +53,9 @@ def run(recipe: Recipe, start: float) -> None:
             inputs = load_inputs(recipe, model)
             # A checkpoint of another shape is told here, and not after hours.
             untrained = Learner(model, recipe.model, recipe.sft.optim, 1, here) if model else None
-        with _ours_to_blame():
+        with here.agreed():
             folder.create(recipe)
+        with _ours_to_blame():
             if here.is_main:
                 num_parameters = inputs.model_config.num_parameters
                 print(f"run folder: {folder.path}")

@@ -12,13 +12,14 @@ import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from eval.contexts import PromptConfig
 from patarm_core.judgment import ALL_TAGS
 from patarm_core.pairs import JudgmentExample
 from patarm_core.prompts import pointwise
 from patarm_core.rubrics import RubricBook
 from rollout.decoder import Decoder, DecoderConfig, init_weights_
 from rollout.weights import save_decoder
-from trainer.config import Recipe
+from trainer.config import SmallModelConfig
 
 _END, _TURN, _END_OF_TURN = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 # Qwen's split rule: words with their leading space, single digits, runs of punctuation, white space.
@@ -74,9 +75,10 @@ def make_model(
     save_decoder(init_weights_(Decoder(config), seed, init_std), path, torch.float32)
 
 
-def small_tokenizer(recipe: Recipe, book: RubricBook, examples: Sequence[JudgmentExample]) -> PreTrainedTokenizerFast:
-    """The tokenizer of a recipe's small model; it learns from the texts that SFT will read."""
-    prompt = recipe.prompt
+def small_tokenizer(
+    vocab_size: int, prompt: PromptConfig, book: RubricBook, examples: Sequence[JudgmentExample]
+) -> PreTrainedTokenizerFast:
+    """The tokenizer of a small model; it learns from the texts that SFT will read."""
     texts = [
         text
         for row in examples
@@ -88,11 +90,10 @@ def small_tokenizer(recipe: Recipe, book: RubricBook, examples: Sequence[Judgmen
     ]
     if not texts:
         raise ValueError("model.path: not given, and without SFT judgments there are no texts to make a tokenizer from")
-    return make_tokenizer(texts, recipe.model.small.vocab_size)
+    return make_tokenizer(texts, vocab_size)
 
 
-def small_config(recipe: Recipe) -> DecoderConfig:
-    small = recipe.model.small
+def small_config(small: SmallModelConfig) -> DecoderConfig:
     return DecoderConfig(
         vocab_size=small.vocab_size,
         hidden_size=small.hidden_size,
