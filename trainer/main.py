@@ -27,6 +27,8 @@ def main(arguments: list[str]) -> int:
             leave_it_to_rank_0()
         tell(error)
         return 1
+    # Threads that spin at a barrier take the core that the others wait for. Read when torch is first imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     from trainer.run import run  # here, so that a mistyped recipe is told before torch has loaded
 
     try:

@@ -43,11 +43,10 @@ def draw_curves(records: Sequence[dict], results: dict[str, dict], path: Path) -
         ("entropy (nats per token)", (("entropy", "sampled or SFT tokens"),)),
     ]
     figure, axes = pyplot.subplots(2, 2, figsize=(12, 7.5), sharex=True, constrained_layout=True)
-    offsets, ends = {}, []
-    for record in records:
-        if record["stage"] not in offsets:
-            offsets[record["stage"]] = ends[-1] if ends else 0
-        ends.append(offsets[record["stage"]] + record["step"])
+    # Every stage has the same width, whatever its number of steps.
+    stages = list(dict.fromkeys(record["stage"] for record in records))
+    num_steps = {record["stage"]: record["step"] for record in records}
+    ends = [stages.index(record["stage"]) + record["step"] / num_steps[record["stage"]] for record in records]
     for axis, (title, curves) in zip(axes.flat, panels, strict=True):
         for key, label in curves:
             points = [(end, record[key]) for end, record in zip(ends, records, strict=True) if key in record]
@@ -56,12 +55,10 @@ def draw_curves(records: Sequence[dict], results: dict[str, dict], path: Path) -
                 axis.plot(*zip(*points, strict=True), "o-" if is_sparse else "-", ms=4, lw=1.3, label=label)
         axis.set_title(title, fontsize=10)
         axis.grid(alpha=0.3)
-        for stage, offset in offsets.items():
+        for offset, stage in enumerate(stages):
             axis.axvline(offset, color="gray", lw=0.8, ls=":")
             axis.annotate(stage, (offset, 1), (3, -3), ("data", "axes fraction"), "offset points", fontsize=8, va="top")
-    stage_ends = {
-        stage: max(end for end, r in zip(ends, records, strict=True) if r["stage"] == stage) for stage in offsets
-    }
+    stage_ends = {stage: offset + 1 for offset, stage in enumerate(stages)}
     for name, x in {"initial": 0, **stage_ends}.items():
         if name in results:
             row = results[name]["votes"][-1]
@@ -74,8 +71,13 @@ def draw_curves(records: Sequence[dict], results: dict[str, dict], path: Path) -
     for axis in axes.flat:
         if axis.get_legend_handles_labels()[0]:
             axis.legend(fontsize=8)
+    ticks = [
+        (offset + half / 2, num_steps[stage] * half // 2) for offset, stage in enumerate(stages) for half in (1, 2)
+    ]
+    axes[1, 1].set_yscale("log")
     for axis in axes[1]:
-        axis.set_xlabel("optimiser step")
+        axis.set_xticks([x for x, _ in ticks], [str(step) for _, step in ticks])
+        axis.set_xlabel("optimiser step of the stage")
     aside = path.with_name("partial-" + path.name)
     figure.savefig(aside, dpi=110)
     pyplot.close(figure)
