@@ -2,6 +2,7 @@
 
 import sys
 
+import numpy as np
 import pytest
 
 from eval.tables import accuracy_table, task_table
@@ -89,7 +90,7 @@ def test_the_curves_are_one_png(records, results, tmp_path):
 
 
 def test_every_curve_that_was_logged_is_drawn(tmp_path, monkeypatch):
-    """Steps of later stages follow on those of earlier ones."""
+    """Stages follow on one another, each one unit wide: 5 steps of SFT end at 1, 3 of GRPO at 2."""
     pytest.importorskip("matplotlib")
     from matplotlib import pyplot
 
@@ -97,18 +98,18 @@ def test_every_curve_that_was_logged_is_drawn(tmp_path, monkeypatch):
     draw_curves(RECORDS, RESULTS, tmp_path / "curves.png")
     axes = pyplot.gcf().axes
     lines = {
-        (axis.get_title().split(" ")[0], line.get_label()): [line.get_xdata().tolist(), line.get_ydata().tolist()]
+        (axis.get_title().split(" ")[0], line.get_label()): [np.round(line.get_xdata(), 3).tolist(), line.get_ydata().tolist()]
         for axis in axes
         for line in axis.get_lines()
         if not line.get_label().startswith("_")
     }
     monkeypatch.undo()
     pyplot.close("all")
-    assert lines["pairwise", "training pairs, mean of n"] == [[6, 7, 8], [0.6, 0.7, 0.8]]
-    assert lines["pairwise", "dev pairs"] == [[8], [0.7]]
-    assert lines["margin:", "training pairs"] == [[6, 7, 8], [0.0, 0.5, 1.0]]
-    assert lines["share", "training pairs"] == [[6, 7, 8], [0.9] * 3]
-    assert lines["entropy", "sampled or SFT tokens"][0] == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert lines["pairwise", "training pairs, mean of n"] == [[1.333, 1.667, 2.0], [0.6, 0.7, 0.8]]
+    assert lines["pairwise", "dev pairs"] == [[2.0], [0.7]]
+    assert lines["margin:", "training pairs"] == [[1.333, 1.667, 2.0], [0.0, 0.5, 1.0]]
+    assert lines["share", "training pairs"] == [[1.333, 1.667, 2.0], [0.9] * 3]
+    assert lines["entropy", "sampled or SFT tokens"][0] == [0.2, 0.4, 0.6, 0.8, 1.0, 1.333, 1.667, 2.0]
 
 
 def test_without_matplotlib_there_is_no_picture_and_no_error(tmp_path, monkeypatch):
