@@ -98,7 +98,7 @@ def test_every_curve_that_was_logged_is_drawn(tmp_path, monkeypatch):
     draw_curves(RECORDS, RESULTS, tmp_path / "curves.png")
     axes = pyplot.gcf().axes
     lines = {
-        (axis.get_title().split(" ")[0], line.get_label()): [np.round(line.get_xdata(), 3).tolist(), line.get_ydata().tolist()]
+        (axis.get_title().split(" ")[0], line.get_label()): [np.round(x, 3).tolist() for x in line.get_data()]
         for axis in axes
         for line in axis.get_lines()
         if not line.get_label().startswith("_")
