@@ -148,7 +148,6 @@ def token_logprobs(decoder: Decoder, batch: MicroBatch) -> tuple[Tensor, Tensor]
     """(logprob_T, entropy_T) of the loss tokens under the decoder, with gradient."""
 
     def readout(hidden_BLD: Tensor, head_VD: Tensor) -> tuple[Tensor, Tensor]:
-        logprob_T, entropy_T = linear_logprob(hidden_BLD.flatten(0, 1)[batch.predictor_T], head_VD, batch.target_T)
-        return logprob_T.clone(), entropy_T.clone()  # FSDP2 warns of outputs that are views
+        return linear_logprob(hidden_BLD.flatten(0, 1)[batch.predictor_T], head_VD, batch.target_T)
 
     return decoder(batch.token_BL, batch.position_BL, group_attention(batch.segment_BL), readout)

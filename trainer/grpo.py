@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import trange
 
 from eval.contexts import ContextBuilder
 from eval.pair_accuracy import STOP, JudgedPair, format_rates, pair_accuracy
@@ -21,13 +20,13 @@ from patarm_core.sampling import PairRandomSampler, flip_sides
 from rollout.engine import Engine
 from rollout.params import Completion, SamplingParams
 from trainer.batches import Group, MicroBatch, token_logprobs
-from trainer.checkpoint import load_checkpoint_, put_in_place, write_checkpoint_aside
 from trainer.config import GrpoConfig, Recipe
 from trainer.distributed import World
 from trainer.learner import Learner, TokenLossFn, sharded_decoder
 from trainer.objectives import grpo_loss
 from trainer.replica import JudgeReplica
-from trainer.run_folder import RunFolder, Stopwatch
+from trainer.run_folder import RunFolder
+from trainer.stage import count_steps, run_steps
 
 STAGE = "grpo"
 VALUES = ("advantage", "old_logprob")
@@ -175,57 +174,40 @@ def run_grpo(
     config, world, n = recipe.grpo, replica.world, recipe.rollout.num_rollouts
     pairs, _ = flip_sides(pairs, recipe.data.label_noise, recipe.seed)
     sampler = PairRandomSampler(len(pairs), config.pairs_per_step, recipe.seed, world.rank, world.size)
-    num_steps = config.steps or config.epochs * sampler.steps_per_epoch
-    learner = Learner(model, recipe.model, config.optim, num_steps * config.inner_epochs, world)
+    num_updates = count_steps(config, sampler) * config.inner_epochs
+    learner = Learner(model, recipe.model, config.optim, num_updates, world)
     reference = sharded_decoder(model, recipe.model, world).requires_grad_(False) if config.kl_coef else None
     token_loss = policy_loss(config, reference)
-    first = load_checkpoint_(folder.checkpoints(STAGE), learner) if recipe.resume else 0
-    sampler.load_state_dict(sampler.state_dict() | {"step": first})
-    folder.rewind(STAGE, first)
-    bar = trange(first, num_steps, initial=first, total=num_steps, desc=STAGE, disable=not world.is_main)
-    for step, share in zip(bar, sampler):
-        watch = Stopwatch(world.device)
-        with watch.phase("step_s"):
-            with watch.phase("sync_s"):
+    for step in run_steps(STAGE, config, sampler, learner, folder, replica, dev, recipe.resume):
+        phase = step.watch.phase
+        with phase("step_s"):
+            with phase("sync_s"):
                 engine = replica.refreshed(learner)
-            with watch.phase("rollout_s"):
-                mine = roll_out(engine, replica.contexts, [pairs[i] for i in share], recipe, step)
-            with watch.phase("wait_s"):
+            with phase("rollout_s"):
+                mine = roll_out(engine, replica.contexts, [pairs[i] for i in step.share], recipe, step.index)
+            with phase("wait_s"):
                 world.gather(None)  # for the rank whose rollouts take longest
-            with watch.phase("reward_s"):
+            with phase("reward_s"):
                 rewards_by_rank = world.gather([reward for rollout in mine for reward in rollout.rewards])
                 rewards = [reward for rank in rewards_by_rank for reward in rank]
                 advantage, lost = step_advantages(rewards, len(rewards) // (2 * n), n, config)
                 before = sum(len(rank) for rank in rewards_by_rank[: world.rank])
                 groups = to_groups(mine, advantage[before:])
-            with watch.phase("update_s"):
+            with phase("update_s"):
+                first_update = step.index * config.inner_epochs
                 updates = [
-                    learner.update(
-                        groups, token_loss, config.tokens_per_micro_batch, step * config.inner_epochs + epoch, VALUES
-                    )
+                    learner.update(groups, token_loss, config.tokens_per_micro_batch, first_update + epoch, VALUES)
                     for epoch in range(config.inner_epochs)
                 ]
                 # How far rollout and trainer disagree shows before the first update only.
                 metrics = updates[-1] | {name: value for name, value in updates[0].items() if "gap" in name}
         metrics |= step_report(mine, world) | lost
         metrics["tokens_per_s"] = metrics.pop("num_context_tokens") + metrics["num_tokens"]
-        metrics["tokens_per_s"] /= watch.seconds["step_s"]
-        done = step + 1
-        if config.dev_every and (done % config.dev_every == 0 or done == num_steps):
-            with watch.phase("dev_s"):
-                metrics |= replica.measure(learner, dev)
-        is_checkpoint = done == num_steps or (config.checkpoint_every and done % config.checkpoint_every == 0)
-        if is_checkpoint:
-            with watch.phase("checkpoint_s"):
-                write_checkpoint_aside(folder.checkpoints(STAGE), learner, done, world)
-        folder.append("metrics.jsonl", {"stage": STAGE, "step": done, **metrics, **watch.seconds})
-        folder.append("samples.jsonl", *sample_records(mine, done, config.num_sample_pairs))
-        bar.set_postfix_str(
-            f"reward {metrics['reward']:.2f} right {metrics['pair_accuracy']:.0%} valid {metrics['valid_rate']:.0%}",
-            refresh=False,
+        metrics["tokens_per_s"] /= step.watch.seconds["step_s"]
+        step.metrics, step.samples = metrics, sample_records(mine, step.index + 1, config.num_sample_pairs)
+        step.note = (
+            f"reward {metrics['reward']:.2f} right {metrics['pair_accuracy']:.0%} valid {metrics['valid_rate']:.0%}"
         )
-        if is_checkpoint:  # after the log, which a run that resumes cuts back to the checkpoint
-            put_in_place(folder.checkpoints(STAGE), done, world)
     return learner
 
 

@@ -5,17 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from torch import Tensor
-from tqdm import trange
 
 from eval.contexts import ContextBuilder
 from patarm_core.pairs import JudgmentExample, Pair
 from patarm_core.sampling import PairRandomSampler
 from trainer.batches import Group, MicroBatch
-from trainer.checkpoint import load_checkpoint_, put_in_place, write_checkpoint_aside
 from trainer.config import Recipe
 from trainer.learner import Learner
 from trainer.replica import JudgeReplica
-from trainer.run_folder import RunFolder, Stopwatch
+from trainer.run_folder import RunFolder
+from trainer.stage import count_steps, run_steps
 
 STAGE = "sft"
 
@@ -47,29 +46,12 @@ def run_sft(
     """Trains on groups of one judgment each, from the Hugging Face directory `model`; returns the learner."""
     config, world = recipe.sft, replica.world
     sampler = PairRandomSampler(len(groups), config.rows_per_step, recipe.seed, world.rank, world.size)
-    num_steps = config.steps or config.epochs * sampler.steps_per_epoch
-    learner = Learner(model, recipe.model, config.optim, num_steps, world)
-    first = load_checkpoint_(folder.checkpoints(STAGE), learner) if recipe.resume else 0
-    sampler.load_state_dict(sampler.state_dict() | {"step": first})
-    folder.rewind(STAGE, first)
-    bar = trange(first, num_steps, initial=first, total=num_steps, desc=STAGE, disable=not world.is_main)
-    for step, rows in zip(bar, sampler):
-        watch = Stopwatch(world.device)
-        with watch.phase("step_s"):
-            share = [groups[i] for i in rows]
-            metrics = learner.update(share, negative_log_likelihood, config.tokens_per_micro_batch, step)
+    learner = Learner(model, recipe.model, config.optim, count_steps(config, sampler), world)
+    for step in run_steps(STAGE, config, sampler, learner, folder, replica, dev, recipe.resume):
+        with step.watch.phase("step_s"):
+            share = [groups[i] for i in step.share]
+            metrics = learner.update(share, negative_log_likelihood, config.tokens_per_micro_batch, step.index)
         num_context_tokens = world.sums({"n": sum(len(group.context) for group in share)})["n"]
-        metrics["tokens_per_s"] = (num_context_tokens + metrics["num_tokens"]) / watch.seconds["step_s"]
-        done = step + 1
-        if config.dev_every and (done % config.dev_every == 0 or done == num_steps):
-            with watch.phase("dev_s"):
-                metrics |= replica.measure(learner, dev)
-        is_checkpoint = done == num_steps or (config.checkpoint_every and done % config.checkpoint_every == 0)
-        if is_checkpoint:
-            with watch.phase("checkpoint_s"):
-                write_checkpoint_aside(folder.checkpoints(STAGE), learner, done, world)
-        folder.append("metrics.jsonl", {"stage": STAGE, "step": done, **metrics, **watch.seconds})
-        bar.set_postfix_str(f"loss {metrics['loss']:.3f}", refresh=False)
-        if is_checkpoint:  # after the log, which a run that resumes cuts back to the checkpoint
-            put_in_place(folder.checkpoints(STAGE), done, world)
+        metrics["tokens_per_s"] = (num_context_tokens + metrics["num_tokens"]) / step.watch.seconds["step_s"]
+        step.metrics, step.note = metrics, f"loss {metrics['loss']:.3f}"
     return learner

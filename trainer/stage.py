@@ -1,0 +1,66 @@
+"""The loop that all stages share: steps dealt by the sampler, dev measurements, log, checkpoints, resume."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from tqdm import trange
+
+from patarm_core.pairs import Pair
+from patarm_core.sampling import PairRandomSampler
+from trainer.checkpoint import load_checkpoint_, put_in_place, write_checkpoint_aside
+from trainer.config import GrpoConfig, SftConfig
+from trainer.learner import Learner
+from trainer.replica import JudgeReplica
+from trainer.run_folder import RunFolder, Stopwatch
+
+
+@dataclass(slots=True)
+class Step:
+    """One step of a stage; its body fills in metrics, samples and the note."""
+
+    index: int  # from 0
+    share: list[int]  # indices of this rank's items
+    watch: Stopwatch
+    metrics: dict[str, float] = field(default_factory=dict)
+    samples: list[dict] = field(default_factory=list)  # lines of samples.jsonl
+    note: str = ""  # beside the progress bar
+
+
+def count_steps(config: SftConfig | GrpoConfig, sampler: PairRandomSampler) -> int:
+    return config.steps or config.epochs * sampler.steps_per_epoch
+
+
+def run_steps(
+    stage: str,
+    config: SftConfig | GrpoConfig,
+    sampler: PairRandomSampler,
+    learner: Learner,
+    folder: RunFolder,
+    replica: JudgeReplica,
+    dev: Sequence[Pair],
+    resume: bool,
+) -> Iterator[Step]:
+    """Yields the steps that are left; when the body of one is done, measures, logs and saves it."""
+    world, num_steps = replica.world, count_steps(config, sampler)
+    first = load_checkpoint_(folder.checkpoints(stage), learner) if resume else 0
+    sampler.load_state_dict(sampler.state_dict() | {"step": first})
+    folder.rewind(stage, first)
+    bar = trange(first, num_steps, initial=first, total=num_steps, desc=stage, disable=not world.is_main)
+    for index, share in zip(bar, sampler):
+        step = Step(index, share, Stopwatch(world.device))
+        yield step
+        done = index + 1
+        if config.dev_every and (done % config.dev_every == 0 or done == num_steps):
+            with step.watch.phase("dev_s"):
+                step.metrics |= replica.measure(learner, dev)
+        is_checkpoint = done == num_steps or (config.checkpoint_every and done % config.checkpoint_every == 0)
+        if is_checkpoint:
+            with step.watch.phase("checkpoint_s"):
+                write_checkpoint_aside(folder.checkpoints(stage), learner, done, world)
+        folder.append("metrics.jsonl", {"stage": stage, "step": done, **step.metrics, **step.watch.seconds})
+        folder.append("samples.jsonl", *step.samples)
+        bar.set_postfix_str(step.note, refresh=False)
+        if is_checkpoint:  # after the log, which a run that resumes cuts back to the checkpoint
+            put_in_place(folder.checkpoints(stage), done, world)
