@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
+
+from eval.mistakes import tell
 
 
 def main(arguments: list[str]) -> int:
@@ -20,11 +23,12 @@ def main(arguments: list[str]) -> int:
         rollouts = [int(n) for n in options.rollouts.split(",")]
         if min(*rollouts, options.steps, options.pairs) < 1:
             raise ValueError("--rollouts, --steps and --pairs must be at least 1")
+        os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as in training, before torch is imported
         from bench.step_time import run_step_time
 
         run_step_time(rollouts, options.steps, options.pairs, Path(options.out) if options.out else None)
     except (ValueError, OSError) as error:
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
+        tell(error)
         return 1
     return 0
 

@@ -7,17 +7,11 @@ hits both alike; the unit of the paper's table 8 stands beside.
 from __future__ import annotations
 
 import json
-import os
-import platform
-import re
-import subprocess
 import tempfile
 from dataclasses import replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import median
 
-import torch
 from tqdm import tqdm
 
 from patarm_core.embedded.splits import EmbeddedConfig
@@ -28,6 +22,7 @@ from trainer.distributed import World, world
 from trainer.grpo import VALUES, policy_loss, roll_out, step_advantages, to_groups
 from trainer.inputs import load_inputs
 from trainer.learner import Learner
+from trainer.machine import machine
 from trainer.replica import JudgeReplica
 from trainer.run_folder import Stopwatch, write_text
 from trainer.tiny import make_model
@@ -59,10 +54,9 @@ def run_step_time(rollouts: list[int], num_steps: int, num_pairs: int, out: Path
     print(text)
     if out is not None:
         write_text(out / "step.md", text + "\n")
-        write_text(
-            out / "step.json",
-            json.dumps({"machine": _machine(), "steps": num_steps, "records": records}, indent=1) + "\n",
-        )
+        result = {"machine": machine(), "recipe": RECIPE.name, "warm_up_steps": 1, "steps": num_steps, "records": records}
+        write_text(out / "step.json", json.dumps(result, indent=1) + "
+")
     return records
 
 
@@ -117,22 +111,3 @@ def _table(records: list[dict], num_pairs: int) -> str:
         cells += [f"{r['shared_tokens']:,}", f"{r['flat_tokens']:,}", f"{r['paper_s'] or '-'}"]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
-
-
-def _machine() -> dict[str, str | int]:
-    """What a reader needs to believe a time."""
-    if torch.cuda.is_available():
-        device = torch.cuda.get_device_name()
-    else:
-        cpuinfo = Path("/proc/cpuinfo")
-        names = re.findall(r"model name\s*: (.*)", cpuinfo.read_text()) if cpuinfo.is_file() else []
-        device = f"CPU {names[0] if names else platform.processor() or platform.machine()}, {os.cpu_count()} cores"
-    git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=RECIPE.parent, capture_output=True, text=True)
-    try:
-        triton = version("triton")
-    except PackageNotFoundError:
-        triton = "none"
-    return {
-        "device": device, "threads": torch.get_num_threads(), "torch": torch.__version__, "triton": triton,
-        "commit": git.stdout.strip() or "unknown", "recipe": RECIPE.name, "warm_up_steps": 1,
-    }  # fmt: skip

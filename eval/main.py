@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 
+from eval.mistakes import tell
+
 EPILOG = "A tie and an unscored pair count as wrong; both are shown. Intervals are 95 % Wilson intervals."
 
 
@@ -32,7 +34,7 @@ def main(arguments: list[str]) -> int:
 
         run_pairs(options)
     except (ValueError, OSError) as error:
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
+        tell(error)
         return 1
     return 0
 

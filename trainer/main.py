@@ -7,9 +7,10 @@ import sys
 import time
 
 from eval.contexts import read_text
+from eval.mistakes import tell
 from patarm_core.recipe import read_recipe
 from trainer.config import Recipe
-from trainer.mistakes import leave_it_to_rank_0, tell
+from trainer.mistakes import leave_it_to_rank_0
 
 USAGE = "usage: torchrun [--nproc-per-node N] trainer/main.py RECIPE.toml [RECIPE.toml ...] [key=value ...]"
 

@@ -1,16 +1,11 @@
-"""A user's mistake is one line on standard error, however many processes run."""
+"""A user's mistake is told once, however many processes run."""
 
 from __future__ import annotations
 
-import sys
 import time
 from typing import NoReturn
 
 _PATIENCE_S = 30.0
-
-
-def tell(error: Exception) -> None:
-    print("error:", " ".join(str(error).split()), file=sys.stderr, flush=True)
 
 
 def leave_it_to_rank_0() -> NoReturn:

@@ -20,6 +20,7 @@ from trainer.distributed import World, world
 from trainer.grpo import run_grpo
 from trainer.inputs import Inputs, load_inputs
 from trainer.learner import DTYPES, Learner
+from trainer.machine import machine
 from trainer.replica import JudgeReplica
 from trainer.report import draw_curves, time_table
 from trainer.run_folder import RunFolder, write_text
@@ -123,7 +124,7 @@ class HeldOut:
         self.results[name] = summary(judged, self.recipe.eval.votes)
         if self.folder.is_writer:
             write_judgments(self.folder.path / "judgments" / f"{name}.jsonl", judged)
-            report = {"held_out": self.results, **self.spent()}
+            report = {"held_out": self.results, **self.spent(), "machine": machine()}
             write_text(self.folder.path / "report.json", json.dumps(report, indent=1))
 
 
@@ -132,7 +133,9 @@ def _report(recipe: Recipe, folder: RunFolder, held_out: HeldOut, model: str, he
     parts = ["## Held-out pairs", accuracy_table(results), "", task_table(results)] if results else []
     parts += ["", "## Time (median over steps)", time_table(records)] if records else []
     wall_s, cpu_s = held_out.spent().values()
-    parts += ["", f"Wall time {wall_s:.0f} s, process CPU time {cpu_s:.0f} s (rank 0 of {here.size})."]
+    where = machine()
+    parts += ["", f"{where['device']}, {where['threads']} threads, torch {where['torch']}, commit {where['commit']}."]
+    parts += [f"Wall time {wall_s:.0f} s, process CPU time {cpu_s:.0f} s (rank 0 of {here.size})."]
     if draw_curves(records, results, folder.path / "curves.png"):
         parts.append(f"Curves: {folder.path / 'curves.png'}")
     parts.append(f"The trained judge: {model}")
