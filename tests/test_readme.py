@@ -24,6 +24,10 @@ def test_python_examples_give_what_they_say():
     assert repr(eval(last, names)) == expected
 
 
+def test_nothing_is_left_to_fill_in():
+    assert re.findall(r"^[A-Z_]{6,}$", README, re.M) == []
+
+
 def test_data_examples_are_read_as_they_stand():
     rows = [line for line in COMMANDS if line.startswith("{")]
     tasks = default_rubrics().tasks
