@@ -81,7 +81,7 @@ class PairAccuracy:
     num_pairs: int
     num_right: int
     num_ties: int
-    num_unscored: int  # pairs with a side that has no valid judgment
+    num_unscored: int  # pairs with a side without any score
     accuracy: float
     low: float  # 95 % Wilson interval
     high: float

@@ -39,15 +39,20 @@ def run_pairs(options: argparse.Namespace) -> dict:
         rubrics=options.rubrics, template=options.template, rubrics_file=options.rubrics_file,
         max_context_tokens=options.max_context_tokens,
     )  # fmt: skip
-    if options.out:
-        _aside(Path(options.out)).touch()  # a path that cannot be written is told now, not after the judging
-    judged = judge_pairs(
-        engine, ContextBuilder(engine.tokenizer, prompt, book), pairs, max(votes), options.seed,
-        options.max_completion_tokens, options.temperature, progress="judging",
-    )  # fmt: skip
+    out = Path(options.out) if options.out else None
+    if out is not None:
+        _aside(out).touch()  # a path that cannot be written is told now, not after the judging
+    try:
+        judged = judge_pairs(
+            engine, ContextBuilder(engine.tokenizer, prompt, book), pairs, max(votes), options.seed,
+            options.max_completion_tokens, options.temperature, progress="judging",
+        )  # fmt: skip
+        if out is not None:
+            write_judgments(out, judged)
+    finally:
+        if out is not None:
+            _aside(out).unlink(missing_ok=True)
     result = summary(judged, votes)
-    if options.out:
-        write_judgments(Path(options.out), judged)
     name = Path(options.model).name
     print(accuracy_table({name: result}), task_table({name: result}), sep="\n\n")
     return result

@@ -46,7 +46,10 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a Hugging Face directory; never asks a hub."""
     if not any((Path(path) / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
         raise ValueError(f"{path}: no tokenizer.json; a model directory holds its tokenizer")
-    return AutoTokenizer.from_pretrained(str(path), local_files_only=True)
+    try:
+        return AutoTokenizer.from_pretrained(str(path), local_files_only=True)
+    except Exception as error:  # the tokenizers library raises nothing more special on a file it cannot read
+        raise ValueError(f"{path}: the tokenizer cannot be read: {error}") from error
 
 
 def special_token_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -141,7 +144,7 @@ class Engine:
             context, params = requests[index]
             alike[_padded(len(context)) if self.batch_invariant else 0, replace(params, seed=0)].append(index)
         for (_, params), indices in alike.items():
-            unit = _contexts_at_once(params.n)
+            unit = self._contexts_at_once(params.n)
             contexts_per_wave = max(unit, self.max_rows // params.n // unit * unit)
             for start in range(0, len(indices), contexts_per_wave):
                 yield indices[start : start + contexts_per_wave]
@@ -149,7 +152,7 @@ class Engine:
     def _run_wave(self, requests: list[Request]) -> list[list[Completion]]:
         params = requests[0][1]
         # Copies of the last request fill up the rows; they count as finished from the start.
-        wave = requests + [requests[-1]] * (-len(requests) % _contexts_at_once(params.n))
+        wave = requests + [requests[-1]] * (-len(requests) % self._contexts_at_once(params.n))
         end_token_ids = [*params.stop_token_ids, *self._special_token_ids]
         rows = Rows(
             [len(context) for context, _ in wave], [request.seed for _, request in wave], params, end_token_ids,
@@ -203,6 +206,10 @@ class Engine:
             params.temperature, params.top_k, params.top_p, params.min_p,
         )  # fmt: skip
 
+    def _contexts_at_once(self, n: int) -> int:
+        """Contexts come in multiples of this; with batch invariance, their rows in multiples of `_ROWS`."""
+        return _ROWS // gcd(_ROWS, n) if self.batch_invariant else 1
+
     def _column(self, x_R: np.ndarray) -> Tensor:
         return torch.from_numpy(x_R)[:, None].to(self.device)
 
@@ -223,11 +230,6 @@ def _rows_to_keep(rows: Rows, row_R: np.ndarray) -> np.ndarray:
 
 def _last_logits(hidden_R1D: Tensor, head_VD: Tensor) -> Tensor:
     return F.linear(hidden_R1D[:, 0], head_VD)
-
-
-def _contexts_at_once(n: int) -> int:
-    """The least number of contexts whose rows are a multiple of `_ROWS`."""
-    return _ROWS // gcd(_ROWS, n)
 
 
 def _padded(length: int) -> int:

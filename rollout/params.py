@@ -23,7 +23,7 @@ class SamplingParams:
     top_p: float = 1.0
     min_p: float = 0.0
     stop: tuple[str, ...] = ()  # a completion ends with the first of these, included in its text
-    stop_token_ids: tuple[int, ...] = ()  # besides the tokenizer's end token
+    stop_token_ids: tuple[int, ...] = ()  # besides the tokenizer's special tokens
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -98,17 +98,19 @@ def world(num_processes: int = 0) -> Iterator[World]:
     size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     local_rank, local_size = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if num_processes not in (0, size):
-        if rank:
-            leave_it_to_rank_0()
-        raise ValueError(
+        error = ValueError(
             f"num_processes: the recipe asks for {num_processes} processes and {size} are running; "
             f"start it with torchrun --nproc-per-node N so that nodes x N = {num_processes}"
         )
+        if rank:
+            leave_it_to_rank_0(error)
+        raise error
     kind = "cuda" if torch.cuda.is_available() else "cpu"
     if kind == "cuda" and local_size > torch.cuda.device_count():
+        error = ValueError(f"this node runs {local_size} processes and has {torch.cuda.device_count()} GPUs")
         if local_rank:
-            leave_it_to_rank_0()
-        raise ValueError(f"this node runs {local_size} processes and has {torch.cuda.device_count()} GPUs")
+            leave_it_to_rank_0(error)
+        raise error
     if kind == "cpu":
         keep_freed_memory()
     device = torch.device(kind, local_rank) if kind == "cuda" else torch.device(kind)

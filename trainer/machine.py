@@ -39,10 +39,12 @@ def _version(package: str) -> str:
 
 def _commit() -> str:
     """Of the checkout that this file lies in, with a + if it has uncommitted changes; "unknown" outside of one."""
-    folder = Path(__file__).parent
+
+    def git(*arguments: str) -> subprocess.CompletedProcess:
+        return subprocess.run(["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True)
+
     try:
-        commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=folder, capture_output=True, text=True)
-        changes = subprocess.run(["git", "status", "--porcelain"], cwd=folder, capture_output=True, text=True)
+        commit, changes = git("rev-parse", "--short", "HEAD"), git("status", "--porcelain", "--untracked-files=no")
     except OSError:
         return "unknown"
     return commit.stdout.strip() + ("+" if changes.stdout.strip() else "") if commit.returncode == 0 else "unknown"

@@ -25,7 +25,7 @@ def main(arguments: list[str]) -> int:
         recipe = read_arguments(arguments)
     except (ValueError, OSError) as error:
         if os.environ.get("RANK", "0") != "0":
-            leave_it_to_rank_0()
+            leave_it_to_rank_0(error)
         tell(error)
         return 1
     # Threads that spin at a barrier take the core that the others wait for. Read when torch is first imported.

@@ -5,13 +5,17 @@ from __future__ import annotations
 import time
 from typing import NoReturn
 
+from eval.mistakes import tell
+
 _PATIENCE_S = 30.0
 
 
-def leave_it_to_rank_0() -> NoReturn:
-    """Ends this rank after rank 0, which meets the same mistake on its own and tells it.
+def leave_it_to_rank_0(error: Exception) -> NoReturn:
+    """Ends this rank after rank 0, which most likely meets the same mistake on its own and tells it.
 
-    torchrun stops all processes as soon as one has left, so this one gives rank 0 time to speak; it is stopped then.
+    torchrun stops all processes as soon as one has left, so this one gives rank 0 time to speak, and is stopped then.
+    If it is not, the mistake is its own, and it tells it.
     """
     time.sleep(_PATIENCE_S)
+    tell(error)
     raise SystemExit(1)

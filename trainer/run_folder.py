@@ -40,15 +40,15 @@ class RunFolder:
             ValueError: `resume` is set and there is no run to go on with, or it was started with another recipe.
         """
         path, number, problem = Path(recipe.out), 1, None
-        if world.is_main and recipe.resume:
+        if world.is_main:
             try:
-                problem = _obstacle(path / "recipe.toml", recipe)
-            except (ValueError, OSError) as error:  # cut short, of an older version, unreadable
-                problem = f"{path}: cannot be resumed: {error}"
-        elif world.is_main:
-            while path.exists() and not (path.is_dir() and not any(path.iterdir())):
-                number += 1
-                path = Path(f"{recipe.out}-{number}")
+                if recipe.resume:
+                    problem = _obstacle(path / "recipe.toml", recipe)
+                while not recipe.resume and path.exists() and not (path.is_dir() and not any(path.iterdir())):
+                    number += 1
+                    path = Path(f"{recipe.out}-{number}")
+            except (ValueError, OSError) as error:  # a recipe cut short or of an older version; what cannot be read
+                problem = f"{path}: cannot be {'resumed' if recipe.resume else 'used'}: {error}"
         path, problem = world.gather((path, problem))[0]
         if problem:
             raise ValueError(problem)

@@ -42,9 +42,11 @@ def test_the_numbers_of_a_training_run_come_out_again(run, tiny_judge, tiny_file
         ({"data": "nowhere.jsonl"}, "nowhere.jsonl: no such file"),
         ({"model": "nowhere"}, "config.json: no such file"),
         ({"max-context-tokens": 5}, "max_context_tokens is 5"),
+        ({"temperature": -1}, "temperature=-1.0 must be"),
     ],
 )
-def test_bad_input_is_one_line(change, message, tiny_judge, tiny_files, capsys):
-    assert main(options(tiny_judge, tiny_files, **change)) == 1
+def test_bad_input_is_one_line_and_leaves_nothing(change, message, tiny_judge, tiny_files, tmp_path, capsys):
+    assert main(options(tiny_judge, tiny_files, **change, out=tmp_path / "judgments.jsonl")) == 1
+    assert list(tmp_path.iterdir()) == []
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1 and message in error
