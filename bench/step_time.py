@@ -53,9 +53,8 @@ def run_step_time(rollouts: list[int], num_steps: int, num_pairs: int, out: Path
     text = _table(records, num_pairs)
     print(text)
     if out is not None:
+        setting = {"machine": machine(), "recipe": RECIPE.name, "kl_coef": 0.0, "warm_up_steps": 1, "steps": num_steps}
         write_text(out / "step.md", text + "\n")
-        setting = {"machine": machine(), "recipe": RECIPE.name, "kl_coef": 0.0, "warm_up_steps": 1}
-        setting["steps"] = num_steps
         write_text(out / "step.json", json.dumps(setting | {"records": records}, indent=1) + "\n")
     return records
 
