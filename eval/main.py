@@ -27,7 +27,7 @@ def main(arguments: list[str]) -> int:
     pairs.add_argument("--seed", type=int, default=0)
     pairs.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     pairs.add_argument("--max-rows", type=int, default=512, help="judgments decoded side by side")
-    pairs.add_argument("--out", default="", help="file for every judgment, as JSON lines")
+    pairs.add_argument("--out", default="", help="new file for every judgment, as JSON lines")
     options = parser.parse_args(arguments)
     try:
         from eval.pairs_command import run_pairs

@@ -40,6 +40,8 @@ def run_pairs(options: argparse.Namespace) -> dict:
         max_context_tokens=options.max_context_tokens,
     )  # fmt: skip
     out = Path(options.out) if options.out else None
+    if out is not None and out.exists():
+        raise ValueError(f"--out {out}: exists already; name a new file")
     if out is not None:
         _aside(out).touch()  # a path that cannot be written is told now, not after the judging
     try:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from patarm_core.pairs import read_judgments, read_pairs
-from patarm_core.rubrics import default_rubrics
+from patarm_core.rubrics import default_rubrics, parse_rubrics
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -40,6 +40,11 @@ def test_data_examples_are_read_as_they_stand():
 def test_files_named_in_the_readme_exist(path):
     # What a run makes is not in the repository.
     assert (ROOT / path).is_file() or path.startswith("runs/")
+
+
+def test_the_rubric_example_is_read_as_it_stands():
+    (example,) = re.findall(r"```toml\n(.*?)```", README, re.S)
+    assert parse_rubrics(example, "README.md").tasks == ("geography",)
 
 
 def test_make_targets_and_folders_exist():

@@ -37,10 +37,16 @@ def main(arguments: list[str]) -> int:
     except (ValueError, OSError) as error:
         tell(error)
         return 1
+    except KeyboardInterrupt:
+        print("interrupted; the same command with resume=true goes on from the last checkpoint", file=sys.stderr)
+        return 130
     return 0
 
 
 def read_arguments(arguments: list[str]) -> Recipe:
+    for argument in arguments:
+        if argument.startswith("-"):
+            raise ValueError(f"{argument}: there are no options; settings are written as in sft.steps=3")
     files = [argument for argument in arguments if "=" not in argument]
     overrides = [argument for argument in arguments if "=" in argument]
     return read_recipe(Recipe, [(file, read_text(file)) for file in files], overrides)

@@ -59,7 +59,7 @@ def run(recipe: Recipe, start: float) -> None:
         with _ours_to_blame():
             if here.is_main:
                 num_parameters = inputs.model_config.num_parameters
-                print(f"run folder: {folder.path}")
+                print(f"run folder: {folder.path}{' (resumed)' if recipe.resume else ''}")
                 print(f"model parameters: {num_parameters:,}; processes: {here.size}", flush=True)
                 if recipe.data.source == "embedded":
                     write_data(inputs.data, folder.path / "data")
@@ -139,7 +139,7 @@ def _report(recipe: Recipe, folder: RunFolder, held_out: HeldOut, model: str, he
     if draw_curves(records, results, folder.path / "curves.png"):
         parts.append(f"Curves: {folder.path / 'curves.png'}")
     parts.append(f"The trained judge: {model}")
-    if not recipe.model.path:
+    if recipe.data.source == "embedded":
         parts += ["", REAL_WEIGHTS]
     text = "\n".join(parts) + "\n"
     write_text(folder.path / "report.md", text)  # last: with it, the run is complete

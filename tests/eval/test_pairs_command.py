@@ -50,3 +50,10 @@ def test_bad_input_is_one_line_and_leaves_nothing(change, message, tiny_judge, t
     assert list(tmp_path.iterdir()) == []
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1 and message in error
+
+
+def test_a_file_that_exists_is_not_written_over(tiny_judge, tiny_files, tmp_path, capsys):
+    kept = tmp_path / "kept.jsonl"
+    kept.write_text("mine")
+    assert main(options(tiny_judge, tiny_files, out=kept)) == 1
+    assert kept.read_text() == "mine" and "exists already" in capsys.readouterr().err

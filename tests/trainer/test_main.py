@@ -421,3 +421,9 @@ def test_a_run_that_judges_nothing_makes_no_replica(job, monkeypatch):
     """At 8B a replica is 16 GB on every rank."""
     monkeypatch.setattr("trainer.replica.Engine", None)
     assert main(arguments(job | {"stages": ["sft"], "data.held_out": ""})) == 0
+
+
+def test_options_with_dashes_are_told_how_settings_are_written(capsys):
+    assert main(["recipe.toml", "--sft.steps", "3"]) == 1
+    told = capsys.readouterr().err
+    assert told == "error: --sft.steps: there are no options; settings are written as in sft.steps=3\n"

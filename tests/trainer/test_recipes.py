@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.tiny_runs import arguments, records
+from tests.tiny_runs import SMALL, arguments, records
 from trainer.main import main
 
 # What a two-core machine and a model of 256 positions cannot hold.
@@ -34,3 +34,11 @@ def test_sft_then_rl_in_bfloat16_with_activation_checkpointing(tiny_judge, tiny_
     assert all(r["grad_norm"] > 0 and r["skipped"] == 0 for r in steps[:2])
     # Table 7: the rate falls from 1.5e-6 to its tenth, and stays at 5e-7.
     assert [r["lr"] for r in steps] == pytest.approx([1.5e-6, 1.5e-7, 5e-7, 5e-7])
+
+
+def test_files_of_ones_own_train_a_small_model(tiny_files, tmp_path):
+    files = {key: str(path) for key, path in tiny_files.items() if key != "data.dev"}
+    sizes = {f"model.small.{key}": value for key, value in SMALL.items()} | {"eval.num_judgments": 2, "eval.votes": [2]}
+    out = {"out": str(tmp_path / "own"), "rollout.num_rollouts": 2}
+    assert main(["trainer/recipes/own_data.toml", *arguments(files | SMALLER | sizes | out)]) == 0
+    assert [record["stage"] for record in records(tmp_path / "own")] == ["sft"] * 9 + ["grpo"]
