@@ -8,6 +8,7 @@ from typing import Literal
 
 from transformers import PreTrainedTokenizerBase
 
+from patarm_core.judgment import RubricSetting
 from patarm_core.pairs import JudgmentExample, Pair, read_judgments, read_pairs
 from patarm_core.prompts import pointwise
 from patarm_core.rubrics import RubricBook, default_rubrics, parse_rubrics
@@ -17,7 +18,7 @@ from patarm_core.rubrics import RubricBook, default_rubrics, parse_rubrics
 class PromptConfig:
     """How a judge is asked."""
 
-    rubrics: Literal["adaptive", "primary", "generated"] = "adaptive"  # table 4
+    rubrics: RubricSetting = "adaptive"  # table 4
     template: Literal["full", "bare"] = "full"
     rubrics_file: str = ""  # primary rubrics; empty: those of the paper
     max_context_tokens: int = 8192

@@ -17,12 +17,6 @@ from trainer.distributed import World
 from trainer.learner import Learner
 
 
-def save_checkpoint(folder: Path, learner: Learner, step: int, world: World) -> None:
-    """Makes `folder/step-NNNNNN` and removes older ones."""
-    write_checkpoint_aside(folder, learner, step, world)
-    put_in_place(folder, step, world)
-
-
 def write_checkpoint_aside(folder: Path, learner: Learner, step: int, world: World) -> None:
     """The slow half: writes `folder/step-NNNNNN.partial`, which counts for nothing yet."""
     model, optimizer = get_state_dict(learner.decoder, learner.optimizer)
