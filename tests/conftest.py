@@ -1,6 +1,7 @@
 """Keeps test runs small and repeatable. Imports no torch: the tests of `patarm_core` run in seconds without it."""
 
 import os
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -9,6 +10,11 @@ from hypothesis import settings
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 # A thread that spins at a barrier takes the core that the other one waits for, many times over on a shared machine.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+# Without a GPU, Triton kernels run under the interpreter, on CPU tensors. Triton reads this when it is imported.
+HAS_GPU = Path("/dev/nvidiactl").exists()
+if not HAS_GPU:
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 settings.register_profile("patarm", deadline=None)
 settings.register_profile("patarm-ci", deadline=None, derandomize=True, print_blob=True)
@@ -21,6 +27,18 @@ def pytest_runtest_setup(item):
 
         if not torch.cuda.is_available():
             pytest.skip("needs a CUDA device")
+
+
+@pytest.fixture(scope="session")
+def triton_device():
+    """Where Triton kernels run in this process: a GPU, or the CPU by way of the interpreter."""
+    import torch
+
+    from kernels.jit import INTERPRETED
+
+    if not INTERPRETED and not torch.cuda.is_available():
+        pytest.skip("needs Triton with its interpreter (TRITON_INTERPRET=1), or a CUDA device")
+    return torch.device("cpu" if INTERPRETED else "cuda")
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,48 @@
+"""Triton, and what every kernel file needs to know of it and of the machine.
+
+Where Triton is not installed (it comes for Linux on x86-64) the torch forms still work: `jit` then leaves a function
+as it is, and nothing launches it.
+"""
+
+from __future__ import annotations
+
+import torch
+
+try:
+    import triton
+    import triton.language as tl
+except ImportError:
+    triton = tl = None
+
+# Set by TRITON_INTERPRET=1 before the first import: kernels then run in numpy, on CPU tensors.
+INTERPRETED = triton is not None and triton.knobs.runtime.interpret
+
+ARCHITECTURES = ("sm_80", "sm_90")  # A100; H100 and H200
+
+
+def jit(function):
+    """`triton.jit`, or nothing where there is no Triton."""
+    return function if triton is None else triton.jit(function)
+
+
+def architecture(device: torch.device) -> str:
+    """Which column of a kernel's configuration table a device takes: the newest that is not newer than the device.
+
+    Raises:
+        ValueError: a device older than sm_80, which has no bfloat16 matrix units.
+    """
+    if device.type != "cuda":
+        return ARCHITECTURES[0]  # the interpreter
+    major, minor = torch.cuda.get_device_capability(device)
+    if major < 8:
+        raise ValueError(f"kernels need compute capability 8.0 or later, {device} has {major}.{minor}")
+    return "sm_90" if major >= 9 else "sm_80"
+
+
+def next_power_of_2(n: int) -> int:
+    """The least power of two that is at least n; 1 for 0."""
+    return 1 << max(0, n - 1).bit_length()
+
+
+def cdiv(a: int, b: int) -> int:
+    return -(-a // b)
