@@ -22,14 +22,7 @@ ARCHITECTURES = ("sm_80", "sm_90")  # A100; H100 and H200
 
 def jit(function):
     """`triton.jit`, or nothing where there is no Triton."""
-    if triton is None:
-        return function
-    # Our annotations are strings, and the interpreter only knows this one.
-    function.__annotations__ = {
-        name: "constexpr" if "constexpr" in annotation else annotation
-        for name, annotation in function.__annotations__.items()
-    }
-    return triton.jit(function)
+    return function if triton is None else triton.jit(function)
 
 
 def architecture(device: torch.device) -> str:
