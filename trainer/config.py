@@ -147,8 +147,10 @@ class GrpoConfig:
     margin: MarginConfig = MarginConfig()
     clip_low: float = 0.2  # the ratio is clipped to [1 - clip_low, 1 + clip_high]
     clip_high: float = 0.2
+    dual_clip: float = 0.0  # c > 1: loss of at most -c A where the advantage A < 0 (arXiv:1912.09729); 0: no bound
     inner_epochs: int = 1  # optimiser steps on one set of rollouts
-    kl_coef: float = 0.001  # k3 estimate against the initial policy; 0 leaves the reference model out
+    kl_coef: float = 0.001  # of the KL estimate against the initial policy; 0 leaves the reference model out
+    kl_estimator: Literal["k1", "k2", "k3"] = "k3"  # kernels/grpo_loss.py; as a loss, k1 pulls nowhere on average
     entropy_coef: float = 0.0
     tokens_per_micro_batch: int = 16_384
     dev_every: int = 0
@@ -158,7 +160,9 @@ class GrpoConfig:
 
     def __post_init__(self) -> None:
         _check(self, _is_at_least(0), "at least 0", "steps", "dev_every", "checkpoint_every", "num_sample_pairs")
-        _check(self, _is_at_least(0), "at least 0", "clip_low", "clip_high", "kl_coef", "entropy_coef")
+        _check(self, _is_at_least(0), "at least 0", "clip_high", "kl_coef", "entropy_coef")
+        _check(self, lambda share: 0 <= share < 1, "in [0, 1)", "clip_low")
+        _check(self, lambda value: value == 0 or 1 < value < math.inf, "0 or above 1", "dual_clip")
         _check(
             self, _is_at_least(1), "at least 1", "epochs", "pairs_per_step", "inner_epochs", "tokens_per_micro_batch"
         )

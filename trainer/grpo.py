@@ -11,6 +11,7 @@ from torch import Tensor
 
 from eval.contexts import ContextBuilder
 from eval.pair_accuracy import STOP, JudgedPair, format_rates, pair_accuracy
+from kernels.grpo_loss import grpo_loss
 from kernels.philox import stream_seed
 from patarm_core import advantages
 from patarm_core.judgment import parse
@@ -23,7 +24,6 @@ from trainer.batches import Group, MicroBatch, token_logprobs
 from trainer.config import GrpoConfig, Recipe
 from trainer.distributed import World
 from trainer.learner import Learner, TokenLossFn, sharded_decoder
-from trainer.objectives import grpo_loss
 from trainer.replica import JudgeReplica
 from trainer.run_folder import RunFolder
 from trainer.stage import count_steps, run_steps
@@ -109,8 +109,10 @@ def policy_loss(config: GrpoConfig, reference: torch.nn.Module | None) -> TokenL
                 reference_T, _ = token_logprobs(reference, batch)
         old_T = batch.values_T["old_logprob"]
         result = grpo_loss(
-            logprob_T, old_T, batch.values_T["advantage"], config.clip_low, config.clip_high,
-            reference_T, config.kl_coef, entropy_T, config.entropy_coef,
+            logprob_T, old_T, batch.values_T["advantage"],
+            clip_low=config.clip_low, clip_high=config.clip_high, dual_clip=config.dual_clip or None,
+            reference_logprob_T=reference_T, kl_coef=config.kl_coef, kl_estimator=config.kl_estimator,
+            entropy_T=entropy_T, entropy_coef=config.entropy_coef,
         )  # fmt: skip
         gap_T = (logprob_T - old_T).abs()
         metrics = {

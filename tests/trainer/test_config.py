@@ -41,6 +41,7 @@ def test_the_defaults_are_those_of_the_paper_for_8b():
     assert (recipe.grpo.optim.lr, 2 * recipe.grpo.pairs_per_step) == (5e-7, 256)  # a batch counts both sides
     assert (recipe.grpo.clip_low, recipe.grpo.clip_high, recipe.grpo.inner_epochs) == (0.2, 0.2, 1)
     assert (recipe.grpo.kl_coef, recipe.grpo.group, recipe.rollout.temperature) == (0.001, "side", 1.0)
+    assert (recipe.grpo.kl_estimator, recipe.grpo.dual_clip) == ("k3", 0)
     assert recipe.grpo.margin.build() == graded(2.0, 1.2, 1.4)
     assert MarginConfig(kind="constant").build() == constant(1.3)
 
@@ -89,6 +90,11 @@ def test_a_mistyped_override_names_the_nearest_key():
         ("sft.steps=-1", "[sft]: steps=-1 must be at least 0"),
         ("grpo.inner_epochs=0", "[grpo]: inner_epochs=0 must be at least 1"),
         ("grpo.kl_coef=-1", "[grpo]: kl_coef=-1.0 must be at least 0"),
+        ("grpo.clip_low=1", "[grpo]: clip_low=1.0 must be in [0, 1)"),
+        ("grpo.clip_high=-0.1", "[grpo]: clip_high=-0.1 must be at least 0"),
+        ("grpo.dual_clip=1", "[grpo]: dual_clip=1.0 must be 0 or above 1"),
+        ("grpo.dual_clip=-3", "[grpo]: dual_clip=-3.0 must be 0 or above 1"),
+        ("grpo.kl_estimator=k4", 'grpo.kl_estimator: expected one of "k1", "k2", "k3", got "k4"'),
         ("grpo.margin.low=2", "a graded margin reward needs threshold >= 0 and 0 <= low <= high, got "),
         ("rollout.max_completion_tokens=0", "[rollout]: max_completion_tokens=0 must be at least 1"),
         ("rollout.temperature=0", "[rollout]: temperature=0.0 must be positive"),

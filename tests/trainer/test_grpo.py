@@ -264,6 +264,19 @@ def test_the_loss_reports_how_far_rollout_and_trainer_disagree():
     assert "kl" not in metrics
 
 
+def test_the_loss_is_the_recipes(monkeypatch):
+    monkeypatch.setattr(grpo, "token_logprobs", lambda reference, batch: (reference, None))
+    values = {"old_logprob": torch.tensor([-1.0, -2.0, -3.0]), "advantage": torch.tensor([-1.0, -1.0, -1.0])}
+    batch = MicroBatch(*[torch.zeros(0)] * 5, values)
+    config = GrpoConfig(clip_low=0.1, dual_clip=2.0, kl_coef=0.5, kl_estimator="k2", entropy_coef=0.25)
+    loss_T, metrics = grpo.policy_loss(config, torch.tensor([0.0, -2.5, -3.0]))(
+        batch, torch.tensor([0.0, -2.0, -4.0]), torch.tensor([1.0, 2.0, 0.0])
+    )
+    assert metrics["clip_share"].tolist() == [True, False, True]  # ratios e: above 2, 1, 1/e: below 0.9
+    assert metrics["kl"].tolist() == [0.0, 0.125, 0.5]
+    assert loss_T.tolist() == pytest.approx([2 - 0.25, 1 + 0.0625 - 0.5, 0.9 + 0.25])
+
+
 def pairs_trained_on(tiny_files, tiny_judge, out, monkeypatch, **settings) -> list[list[Pair]]:
     """The pairs of each step of a run."""
     seen, roll_out = [], grpo.roll_out
