@@ -311,7 +311,7 @@ def test_stop_strings_end_a_completion_where_they_first_occur(engine):
 
 
 def test_the_stop_string_that_ends_first_counts(engine):
-    params = SamplingParams(n=6, max_tokens=60, seed=1, stop=("s", "er", "</answer>", " th"))
+    params = SamplingParams(n=24, max_tokens=60, seed=1, stop=("s", "er", "</answer>", " th"))
     ends = set()
     for completion in engine.generate([context(12)], [params])[0]:
         if completion.finish_reason == "stop" and completion.token_ids[-1] not in ENDS:

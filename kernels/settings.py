@@ -1,0 +1,115 @@
+"""What a draw is asked for, per row, and what comes of it: shared by `sample` and `linear_sample`.
+
+B rows   V vocabulary
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kernels.draw import least_kept, scale_of
+
+Words = np.ndarray | Tensor | int
+PerRow = float | np.ndarray | Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """token_B int64; the rest float32 [B], in nats."""
+
+    token_B: Tensor
+    logprob_B: Tensor  # under softmax(logits): the policy that is trained
+    drawn_logprob_B: Tensor  # under the distribution it was drawn from: tempered, filtered, renormalised
+    lse_B: Tensor  # log-sum-exp of the logits
+    entropy_B: Tensor  # of softmax(logits)
+
+
+@dataclass(frozen=True, slots=True)
+class Noise:
+    """What names a draw: uint64 [B] each, the last two below 2^32."""
+
+    seed_B: np.ndarray
+    sample_B: np.ndarray
+    position_B: np.ndarray
+
+    @classmethod
+    def of(cls, B: int, seed_B: Words, sample_B: Words, position_B: Words) -> Noise:
+        """From uint64 arrays, int64 tensors of the same bits, or one number for all rows."""
+        words = []
+        for name, x in (("seed_B", seed_B), ("sample_B", sample_B), ("position_B", position_B)):
+            x = x.cpu().numpy() if isinstance(x, Tensor) else np.asarray(x)
+            if x.dtype.kind not in "iu" or x.shape not in ((), (B,)):
+                raise ValueError(f"{name} must be integers, one or {B}, got {x.dtype} of shape {x.shape}")
+            x = np.broadcast_to(x.astype(np.uint64), (B,))
+            if name != "seed_B" and B and int(x.max()) >> 32:
+                raise ValueError(f"{name} must lie in [0, 2^32), got {x.astype(np.int64).tolist()}")
+            words.append(x)
+        return cls(*words)
+
+    def rows(self, some: np.ndarray) -> Noise:
+        return Noise(self.seed_B[some], self.sample_B[some], self.position_B[some])
+
+    def tensors(self, device: torch.device) -> list[Tensor]:
+        """int64 and twice int32, the same bits."""
+        words = (self.seed_B.astype(np.uint64).view(np.int64), *(
+            x.astype(np.uint32).view(np.int32) for x in (self.sample_B, self.position_B)
+        ))  # fmt: skip
+        return [torch.from_numpy(x).to(device) for x in words]
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Temperature and filters of each row."""
+
+    temperature_B: np.ndarray  # float64; 0: greedy
+    top_k_B: np.ndarray  # int64
+    top_p_B: np.ndarray  # float64
+    min_p_B: np.ndarray  # float64
+
+    @classmethod
+    def of(cls, B: int, temperature: PerRow, top_k: PerRow, top_p: PerRow, min_p: PerRow) -> Settings:
+        rows = []
+        for name, x, dtype, low, high, right in (
+            ("temperature", temperature, np.float64, 0, 1e30, "0 (greedy) or at most 1e30"),
+            ("top_k", top_k, np.int64, 0, 2**62, "at least 0 (0 keeps all tokens)"),
+            ("top_p", top_p, np.float64, 5e-324, 1, "in (0, 1]"),
+            ("min_p", min_p, np.float64, 0, 1, "in [0, 1]"),
+        ):
+            x = x.cpu().numpy() if isinstance(x, Tensor) else np.asarray(x)
+            if x.dtype.kind not in ("iu" if dtype is np.int64 else "iuf") or x.shape not in ((), (B,)):
+                raise ValueError(f"{name} must be one number or {B}, got {x.dtype} of shape {x.shape}")
+            if not ((x >= low) & (x <= high)).all():
+                raise ValueError(f"{name} must be {right}, got {x.tolist()}")
+            rows.append(np.broadcast_to(x.astype(dtype), (B,)))
+        return cls(*rows)
+
+    @property
+    def scale_B(self) -> np.ndarray:
+        return scale_of(self.temperature_B)
+
+    @property
+    def is_greedy_B(self) -> np.ndarray:
+        return self.temperature_B == 0
+
+    @property
+    def is_filtered_B(self) -> np.ndarray:
+        return ((self.top_k_B > 0) | (self.top_p_B < 1) | (self.min_p_B > 0)) & ~self.is_greedy_B
+
+    @property
+    def is_plain(self) -> bool:
+        """Every draw is from softmax(logits) itself."""
+        return bool((self.temperature_B == 1).all() and not self.is_filtered_B.any())
+
+    def floors(self, logits_BV: np.ndarray) -> np.ndarray:
+        """The least logit that each row keeps, float32 [B]."""
+        floor_B = np.full(len(logits_BV), -np.inf, dtype=np.float32)
+        some = np.flatnonzero(self.is_filtered_B)
+        if len(some):
+            floor_B[some] = least_kept(
+                logits_BV[some], self.scale_B[some], self.top_k_B[some], self.top_p_B[some], self.min_p_B[some]
+            )
+        return floor_B
