@@ -89,7 +89,7 @@ def doubled(arguments):
 
 
 def assert_same(found, right, rtol):
-    """Masks equal, numbers within rtol of each output's largest finite one."""
+    """Masks equal, numbers within rtol of each output's largest finite one, or of 1 (k3 is a difference of ones)."""
     for x, y in zip(found, right, strict=True):
         assert (x is None) == (y is None)
         if x is None:
@@ -98,7 +98,7 @@ def assert_same(found, right, rtol):
         if x.dtype == torch.bool:
             assert torch.equal(x, y)
         elif len(x):
-            largest = y[y.isfinite()].abs().max().item() if y.isfinite().any() else 0.0
+            largest = max(1.0, *y[y.isfinite()].abs().tolist())
             torch.testing.assert_close(x.double(), y.double(), rtol=rtol, atol=rtol * largest, equal_nan=True)
 
 
@@ -421,10 +421,11 @@ def test_shares_add_up_however_the_tokens_are_split(some, options, cuts):
         run(grpo_loss, **{name: x[start:end] for name, x in arguments.items()}, **options)
         for start, end in itertools.pairwise(ends)
     ]
-    assert sum(part.loss_T.sum().item() for part in parts) == pytest.approx(whole.loss_T.sum().item(), abs=1e-12)
+    slack = 1e-13 * whole.loss_T.abs().sum().item()
+    assert sum(part.loss_T.sum().item() for part in parts) == pytest.approx(whole.loss_T.sum().item(), abs=slack)
     torch.testing.assert_close(torch.cat([part.d_logprob_T for part in parts]), whole.d_logprob_T)
     mean = run(grpo_loss, **arguments, **options | {"num_tokens": 1.0}).loss_T.sum().item() / options["num_tokens"]
-    assert mean == pytest.approx(whole.loss_T.sum().item(), abs=1e-12)
+    assert mean == pytest.approx(whole.loss_T.sum().item(), abs=slack)
 
 
 @pytest.mark.parametrize("kl_estimator", ["k1", "k2", "k3"])
