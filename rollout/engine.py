@@ -20,15 +20,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from kernels.linear_sample import linear_sample
 from kernels.philox import stream_seed
-from kernels.sample import Draw, sample
+from kernels.settings import Draw
 from rollout.cache import WaveCache
-from rollout.decoder import Decoder
+from rollout.decoder import Decoder, Readout
 from rollout.params import Completion, SamplingParams
 from rollout.rows import Rows
 from rollout.stops import StopFinder
@@ -160,8 +160,8 @@ class Engine:
         )  # fmt: skip
         rows.is_finished_R[len(requests) * params.n :] = True
         row_R = np.arange(len(wave) * params.n)
-        cache, logits_RV = self._prefill([context for context, _ in wave], params.n)
-        rows.append(self._sample(logits_RV, rows, row_R, params), row_R)
+        cache, drawn = self._prefill([context for context, _ in wave], params.n, _sampler(rows, row_R, params))
+        rows.append(drawn, row_R)
         while rows.num_steps < params.max_tokens and not rows.is_finished_R.all():
             kept_R = _rows_to_keep(rows, row_R)
             if len(kept_R) < len(row_R):
@@ -169,13 +169,13 @@ class Engine:
                 row_R = row_R[kept_R]
             token_R1 = self._column(rows.last_token_R[row_R])
             position_R1 = self._column(rows.length_R[row_R] + rows.num_steps - 1)
-            logits_RV = self.decoder(token_R1, position_R1, cache.decode, _last_logits)
+            drawn = self.decoder(token_R1, position_R1, cache.decode, _sampler(rows, row_R, params))
             cache.num_own += 1
-            rows.append(self._sample(logits_RV, rows, row_R, params), row_R)
+            rows.append(drawn, row_R)
         return rows.completions(self.tokenizer, len(requests))
 
-    def _prefill(self, contexts: list[list[int]], n: int) -> tuple[WaveCache, Tensor]:
-        """The cache of these contexts, and the logits of their first tokens, n equal rows of each."""
+    def _prefill(self, contexts: list[list[int]], n: int, sampler: Readout) -> tuple[WaveCache, Draw]:
+        """The cache of these contexts, and the first tokens of n rows of each."""
         length_P = torch.tensor([len(context) for context in contexts], device=self.device)
         token_PL = torch.zeros(len(contexts), _padded(len(contexts[0])), dtype=torch.int64)
         for row_L, context in zip(token_PL, contexts, strict=True):
@@ -185,26 +185,19 @@ class Engine:
         cache = WaveCache(length_P, token_PL.shape[1], n)
         last_PD: list[Tensor] = []
 
-        def readout(hidden_PLD: Tensor, head_VD: Tensor) -> Tensor | None:
+        def readout(hidden_PLD: Tensor, head_VD: Tensor) -> Draw | None:
             start = sum(map(len, last_PD))
             last_P = length_P[start : start + len(hidden_PLD)] - 1
             last_PD.append(hidden_PLD[torch.arange(len(last_P), device=self.device), last_P])
             if start + len(last_P) == len(contexts):
-                return F.linear(torch.cat(last_PD).repeat_interleave(n, 0), head_VD)
+                return sampler(torch.cat(last_PD).repeat_interleave(n, 0)[:, None], head_VD)
             return None
 
         step = max(1, _PREFILL_TOKENS // token_PL.shape[1])
         for start in range(0, len(contexts), step):
             some = slice(start, start + step)
-            logits_RV = self.decoder(token_PL[some], position_PL[some], cache.prefill(start), readout)
-        return cache, logits_RV
-
-    @staticmethod
-    def _sample(logits_RV: Tensor, rows: Rows, row_R: np.ndarray, params: SamplingParams) -> Draw:
-        return sample(
-            logits_RV, rows.seed_R[row_R], rows.sample_R[row_R], np.uint64(rows.num_steps),
-            params.temperature, params.top_k, params.top_p, params.min_p,
-        )  # fmt: skip
+            drawn = self.decoder(token_PL[some], position_PL[some], cache.prefill(start), readout)
+        return cache, drawn
 
     def _contexts_at_once(self, n: int) -> int:
         """Contexts come in multiples of this; with batch invariance, their rows in multiples of `_ROWS`."""
@@ -228,8 +221,16 @@ def _rows_to_keep(rows: Rows, row_R: np.ndarray) -> np.ndarray:
     return np.sort(np.concatenate((open_R, filler_R)))
 
 
-def _last_logits(hidden_R1D: Tensor, head_VD: Tensor) -> Tensor:
-    return F.linear(hidden_R1D[:, 0], head_VD)
+def _sampler(rows: Rows, row_R: np.ndarray, params: SamplingParams) -> Readout:
+    """The readout that draws the next token of these rows."""
+
+    def readout(hidden_R1D: Tensor, head_VD: Tensor) -> Draw:
+        return linear_sample(
+            hidden_R1D[:, 0], head_VD, rows.seed_R[row_R], rows.sample_R[row_R], rows.num_steps,
+            params.temperature, params.top_k, params.top_p, params.min_p,
+        )  # fmt: skip
+
+    return readout
 
 
 def _padded(length: int) -> int:

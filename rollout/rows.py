@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from kernels.sample import Draw
+from kernels.settings import Draw
 from rollout.params import Completion, SamplingParams
 from rollout.stops import StopFinder
 
