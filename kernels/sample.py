@@ -233,7 +233,7 @@ def _sample_triton(logits_BV: Tensor, noise: Noise, settings: Settings, config: 
         logits_BV, logits_BV.stride(0), V, num_tiles, scale_B, floor_B, least_B,
         max_BN, sum_BN, moment_BN, mass_BN if is_tempered else sum_BN, *noise.tensors(logits_BV.device),
         drawn.token_B, drawn.logprob_B, drawn.drawn_logprob_B, drawn.lse_B, drawn.entropy_B,
-        UNSURE=UNSURE, IS_FILTERED=is_filtered, IS_TEMPERED=is_tempered, **blocks, **warps, **as_defined,
+        UNSURE=UNSURE, IS_FILTERED=is_filtered, **blocks, **warps, **as_defined,
     )  # fmt: skip
     return drawn
 
@@ -335,10 +335,10 @@ def _draw_kernel(
     logits_ptr, row_stride, V, num_tiles, scale_ptr, floor_ptr, least_ptr,
     max_ptr, sum_ptr, moment_ptr, mass_ptr, seed_ptr, sample_ptr, position_ptr,
     token_ptr, logprob_ptr, drawn_logprob_ptr, lse_ptr, entropy_ptr,
-    UNSURE: tl.constexpr, IS_FILTERED: tl.constexpr, IS_TEMPERED: tl.constexpr,
-    TILE: tl.constexpr, R: tl.constexpr, N: tl.constexpr,
+    UNSURE: tl.constexpr, IS_FILTERED: tl.constexpr, TILE: tl.constexpr, R: tl.constexpr, N: tl.constexpr,
 ):  # fmt: skip
     """One row: its tile by the tiles' masses, its token inside the tile, and the log-probabilities."""
+    LOG2E: tl.constexpr = 1.4426950408889634
     LN2: tl.constexpr = 0.6931471805599453
     b = tl.program_id(0).to(tl.int64)
     row_ptr = logits_ptr + b * row_stride
@@ -354,15 +354,9 @@ def _draw_kernel(
     is_tile_N = tile_N < num_tiles
     place_N = b * num_tiles + tile_N
     m_N = tl.load(max_ptr + place_N, mask=is_tile_N, other=float("-inf"))
-    m = tl.max(m_N, 0)
-    u_N = tl.maximum(m_N - m, -1e38)
     sum_N = tl.load(sum_ptr + place_N, mask=is_tile_N, other=0.0)
     moment_N = tl.load(moment_ptr + place_N, mask=is_tile_N, other=0.0)
-    share_N = tl.exp2(u_N * 1.4426950408889634)
-    sum = tl.sum(share_N * sum_N, 0)
-    log_sum = tl.log(sum)
-    lse = m + log_sum
-    entropy = tl.maximum(log_sum - tl.sum(share_N * (moment_N + u_N * sum_N), 0) / sum, 0.0)
+    m, u_N, log_sum, entropy, is_right = merge_kernel(m_N, sum_N, moment_N)
 
     # The tile, by sums in floating point, if they are sure of it.
     u_tile = uniform_kernel(seed, sample, position, 0)
@@ -401,22 +395,43 @@ def _draw_kernel(
     if is_greedy:
         k = tl.min(tl.where(z_K == m, k_K, TILE), 0)
     u = tl.sum(tl.where(k_K == k, z_K, 0.0), 0) - m
-    logprob = tl.minimum(u - log_sum, 0.0)
-    drawn_logprob = logprob
-    if IS_FILTERED or IS_TEMPERED:
-        is_plain = scale == 1.4426950408889634
-        if IS_FILTERED:
-            is_plain = is_plain & (floor == float("-inf")) & (least == float("-inf"))
-        drawn_logprob = tl.where(is_plain, logprob, tl.minimum(u * scale * LN2 - log_mass, 0.0))
-    drawn_logprob = tl.where(is_greedy, 0.0, drawn_logprob)
+    drawn_logprob = tl.minimum(u * scale * LN2 - log_mass, 0.0)
+    is_plain = scale == LOG2E
+    if IS_FILTERED:
+        is_plain = is_plain & (floor == float("-inf")) & (least == float("-inf"))
+    store_kernel(
+        b, tile * TILE + k, u, m, log_sum, entropy, drawn_logprob, is_right, is_greedy, is_plain,
+        token_ptr, logprob_ptr, drawn_logprob_ptr, lse_ptr, entropy_ptr,
+    )  # fmt: skip
 
-    is_right = (sum > 0.0) & (lse < float("inf"))  # false for nan
+
+@jit
+def merge_kernel(m_N, sum_N, moment_N):
+    """Of a row, from its tiles: m, (m_N - m), log Σ e^(z-m), entropy, whether it has a distribution."""
+    LOG2E: tl.constexpr = 1.4426950408889634
+    m = tl.max(m_N, 0)
+    u_N = tl.maximum(m_N - m, -1e38)
+    share_N = tl.exp2(u_N * LOG2E)
+    sum = tl.sum(share_N * sum_N, 0)
+    log_sum = tl.log(sum)
+    entropy = tl.maximum(log_sum - tl.sum(share_N * (moment_N + u_N * sum_N), 0) / sum, 0.0)
+    return m, u_N, log_sum, entropy, (sum > 0.0) & (m + log_sum < float("inf"))  # false for nan
+
+
+@jit
+def store_kernel(
+    b, token, u, m, log_sum, entropy, drawn_logprob, is_right, is_greedy, is_plain,
+    token_ptr, logprob_ptr, drawn_logprob_ptr, lse_ptr, entropy_ptr,
+):  # fmt: skip
+    """The outputs of a row whose token has logit m + u."""
+    logprob = tl.minimum(u - log_sum, 0.0)
+    drawn_logprob = tl.where(is_greedy, 0.0, tl.where(is_plain, logprob, drawn_logprob))
     nan = float("nan")
-    tl.store(token_ptr + b, tl.where(is_right, (tile * TILE + k).to(tl.int64), -1))
+    tl.store(token_ptr + b, tl.where(is_right, token.to(tl.int64), -1))
     tl.store(logprob_ptr + b, tl.where(is_right, logprob, nan))
     tl.store(drawn_logprob_ptr + b, tl.where(is_right, drawn_logprob, nan))
     tl.store(entropy_ptr + b, tl.where(is_right, entropy, nan))
-    tl.store(lse_ptr + b, lse)
+    tl.store(lse_ptr + b, m + log_sum)
 
 
 @jit
