@@ -144,8 +144,9 @@ def rms(x: Tensor) -> Tensor:
 def assert_as_accurate_as_torch(out: Tensor, problem: Problem, slack: float = 1e-7) -> None:
     exact = problem.exact()
     assert out.dtype == problem.dtype and out.shape == exact.shape and out.isfinite().all()
-    assert rms(out - exact) <= 2 * rms(problem.torch() - exact) + slack * rms(exact)
-    assert (out - exact).abs().amax() <= 3 * (problem.torch() - exact).abs().amax() + 10 * slack * exact.abs().amax()
+    error, torch_error = (x.double() - exact for x in (out, problem.torch()))
+    assert rms(error) <= 2 * rms(torch_error) + slack * rms(exact)
+    assert error.abs().amax() <= 3 * torch_error.abs().amax() + 10 * slack * exact.abs().amax()
 
 
 # Three groups of siblings, one of them without rows, one without a prefix, with rows around pages (8) and splits (32).
@@ -206,9 +207,8 @@ def test_every_page_size(attend, P):
 
 # 7 and 8: no power of two, and half a tile. 3 × 14, 3 × 40: more than the largest tile of 32, siblings across the cut.
 @pytest.mark.parametrize(("H", "K"), [(1, 1), (4, 4), (5, 1), (14, 2), (8, 1), (14, 1), (40, 1)])
-@pytest.mark.parametrize("C", [16, 64])
-def test_every_ratio_of_heads(attend, H, K, C):
-    problem = Problem([(19, [3, 20, 1]), (40, [2])], H=H, K=K, C=C, dtype=torch.float32)
+def test_every_ratio_of_heads(attend, H, K):
+    problem = Problem([(19, [3, 20, 1]), (40, [2])], H=H, K=K, dtype=torch.float32)
     assert_as_accurate_as_torch(attend(*problem.paged()), problem)
 
 
@@ -225,6 +225,7 @@ def test_public_function_where_triton_runs(triton_device, dtype):
     """On a GPU this goes to the kernels, elsewhere to the CPU form."""
     problem = Problem([(1500, [600, 1, 70]), (0, [2, 0])], H=8, K=2, C=128, P=16, dtype=dtype)
     (*tensors, scale), prefix = problem.paged()
+    tensors[0].requires_grad_()
     out = paged_attention(*(moved(x, triton_device) for x in tensors), scale, moved_prefix(prefix, triton_device))
     assert out.device.type == triton_device.type and not out.requires_grad
     assert_as_accurate_as_torch(out.cpu(), problem)
@@ -250,14 +251,14 @@ def test_hostile_scores(attend, kind):
 
 
 def test_weights_of_parts_are_exact_at_huge_scores(attend):
-    """Scores near 1e4 whose differences are exact in float32: a log-sum-exp would round them by a thousandth."""
+    """Scores near 1e4 with exact differences: rounded as log-sum-exps or in powers of two they would be off by 3e-4."""
     problem = Problem([(33, [40])], H=1, K=1, dtype=torch.float32, scale=1.0)
     problem.q_BHC[:] = 0
     problem.q_BHC[..., 0] = 1.0
     for x_2TKC, score in zip(problem.prefixes + problem.own, (8192.0, 8192.5), strict=True):
-        x_2TKC[0, ..., 0] = score
+        x_2TKC[0, :, 0, 0] = score + torch.arange(x_2TKC.shape[1]) % 3 / 4
     exact = problem.exact()
-    assert (attend(*problem.paged()) - exact).abs().amax() <= 1e-4 * exact.abs().amax()
+    assert (attend(*problem.paged()) - exact).abs().amax() <= 1e-5 * exact.abs().amax()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
