@@ -1,4 +1,4 @@
-"""Chunked log-probabilities against their definition and against float64.
+"""Log-probabilities by torch over chunks and by Triton, against their definition and against float64.
 
 T tokens   D model width   V vocabulary
 """
@@ -15,8 +15,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
-import kernels.linear_logprob as module
-from kernels.linear_logprob import linear_logprob, linear_logprob_ref
+from kernels.linear_logprob import (
+    CONFIGS,
+    Config,
+    _linear_logprob_triton,
+    _LinearLogprob,
+    linear_logprob,
+    linear_logprob_ref,
+)
+
+# Several splits, the last one ragged, of several tiles each; a group of token blocks that is not full.
+SMALL = dict(block_t=16, block_v=32, block_d=16, split_v=64, num_warps=4, num_stages=2)
+POINTERS, TMA = Config(**SMALL, tma=False), Config(**SMALL, tma=True)
 
 
 def problem(T, D, V, dtype=torch.float64, seed=0, scale=1.0):
@@ -27,10 +37,26 @@ def problem(T, D, V, dtype=torch.float64, seed=0, scale=1.0):
     return hidden_TD.to(dtype).requires_grad_(), weight_VD.to(dtype).requires_grad_(), token_T
 
 
-def outputs_and_gradients(function, hidden_TD, weight_VD, token_T, *args):
-    logprob_T, entropy_T = function(hidden_TD, weight_VD, token_T, *args)
+def by_torch(hidden_TD, weight_VD, token_T, temperature=1.0, max_elements=1 << 23):
+    """The chunked form, however small the input."""
+    return _LinearLogprob.apply(hidden_TD, weight_VD, token_T, temperature, max_elements, False)
+
+
+def by_triton(hidden_TD, weight_VD, token_T, temperature=1.0, max_elements=1 << 28):
+    """What CUDA tensors of 16 bits take, whatever the device and the dtype."""
+    return _LinearLogprob.apply(hidden_TD, weight_VD, token_T, temperature, max_elements, True)
+
+
+def to(device, inputs):
+    hidden_TD, weight_VD, token_T = inputs
+    moved = (x.detach().to(device).requires_grad_() for x in (hidden_TD, weight_VD))
+    return *moved, token_T.to(device)
+
+
+def outputs_and_gradients(function, hidden_TD, weight_VD, token_T, *args, **options):
+    logprob_T, entropy_T = function(hidden_TD, weight_VD, token_T, *args, **options)
     # Another weight for every token and for each of the two outputs.
-    a_T = torch.linspace(-1, 2, len(token_T), dtype=logprob_T.dtype)
+    a_T = torch.linspace(-1, 2, len(token_T), dtype=logprob_T.dtype, device=logprob_T.device)
     loss = (a_T * logprob_T + a_T.flip(0) * entropy_T).sum()
     return logprob_T.detach(), entropy_T.detach(), *torch.autograd.grad(loss, (hidden_TD, weight_VD))
 
@@ -52,35 +78,39 @@ def by_formula(hidden_TD, weight_VD, token_T):
 def test_chunks_change_nothing(V, tokens_per_chunk):
     inputs = problem(12, 6, V)
     expected = outputs_and_gradients(by_formula, *inputs)
-    for function, args in ((linear_logprob_ref, ()), (linear_logprob, (tokens_per_chunk * V,))):
-        for ours, right in zip(outputs_and_gradients(function, *inputs, *args), expected, strict=True):
+    for function, options in ((linear_logprob_ref, {}), (linear_logprob, {"max_elements": tokens_per_chunk * V})):
+        for ours, right in zip(outputs_and_gradients(function, *inputs, **options), expected, strict=True):
             torch.testing.assert_close(ours, right, rtol=1e-10, atol=1e-12)
 
 
 def test_gradients_are_those_of_finite_differences():
     hidden_TD, weight_VD, token_T = problem(5, 3, 4)
-    assert torch.autograd.gradcheck(lambda h, w: linear_logprob(h, w, token_T, 8), (hidden_TD, weight_VD))
+    for temperature in (1.0, 0.6):
+        assert torch.autograd.gradcheck(
+            lambda h, w, temperature=temperature: linear_logprob(h, w, token_T, temperature, max_elements=8),
+            (hidden_TD, weight_VD),
+        )
 
 
 @settings(max_examples=30)
 @given(st.integers(1, 20), st.integers(1, 40), st.integers(1, 30), st.floats(0.1, 30), st.integers(0, 2**20))
 def test_logprobs_are_never_positive_and_entropy_is_in_range(T, V, D, scale, seed):
     hidden_TD, weight_VD, token_T = problem(T, D, V, torch.float32, seed, scale)
-    logprob_T, entropy_T = linear_logprob(hidden_TD, weight_VD, token_T, 4 * V)
+    logprob_T, entropy_T = linear_logprob(hidden_TD, weight_VD, token_T, max_elements=4 * V)
     assert (logprob_T <= 0).all()
     assert (entropy_T >= -1e-6).all() and (entropy_T <= torch.tensor(float(V)).log() + 1e-5).all()
 
 
-def exact(inputs):
+def exact(inputs, temperature=1.0):
     """Outputs and gradients of the definition in float64, for the same rounded inputs."""
     return outputs_and_gradients(
-        linear_logprob_ref, *(x.detach().double().requires_grad_() for x in inputs[:2]), inputs[2]
+        linear_logprob_ref, *(x.detach().double().requires_grad_() for x in inputs[:2]), inputs[2], temperature
     )
 
 
-def rounded_logits(hidden_TD, weight_VD, token_T):
+def rounded_logits(hidden_TD, weight_VD, token_T, temperature=1.0):
     """What torch makes of it with all logits at once, in the dtype of the inputs."""
-    logprob_TV = torch.nn.functional.linear(hidden_TD, weight_VD).float().log_softmax(-1)
+    logprob_TV = (torch.nn.functional.linear(hidden_TD, weight_VD).float() / temperature).log_softmax(-1)
     return logprob_TV.gather(1, token_T[:, None])[:, 0], -(logprob_TV.exp() * logprob_TV).sum(-1)
 
 
@@ -93,7 +123,7 @@ def test_no_less_accurate_than_torch(dtype):
     inputs = problem(64, 32, 700, dtype, scale=2.0)
     right = exact(inputs)
     theirs = outputs_and_gradients(rounded_logits, *inputs)
-    ours = outputs_and_gradients(linear_logprob, *inputs, 10 * 700)
+    ours = outputs_and_gradients(linear_logprob, *inputs, max_elements=10 * 700)
     for our, their, x in zip(ours, theirs, right, strict=True):
         assert rms(our - x) <= 2 * rms(their - x) + 1e-7
     assert ours[0].dtype == ours[1].dtype == torch.float32
@@ -107,32 +137,118 @@ def test_weight_gradients_are_summed_in_float32():
     """300 chunks of one token: a bfloat16 sum would stall."""
     inputs = problem(300, 8, 20, torch.bfloat16)
     right = exact(inputs)[3]
-    ours = outputs_and_gradients(linear_logprob, *inputs, 20)[3]
+    ours = outputs_and_gradients(linear_logprob, *inputs, max_elements=20)[3]
     assert rms(ours - right) <= 1.1 * rms(right.bfloat16() - right)
 
 
-def test_products_of_bfloat16_with_float32_sums(monkeypatch):
-    """The arithmetic of a GPU: d-logits are rounded to bfloat16, sums are not."""
-    monkeypatch.setattr(module, "_operand", lambda x: x)
-    monkeypatch.setattr(module, "_mm", lambda a, b, out: out.copy_(a.float() @ b.float()))
-    inputs = problem(64, 32, 700, torch.bfloat16, scale=2.0)
-    right = exact(inputs)
-    theirs = outputs_and_gradients(rounded_logits, *inputs)
-    for our, their, x in zip(outputs_and_gradients(linear_logprob, *inputs, 10 * 700), theirs, right, strict=True):
-        assert rms(our - x) <= 2 * rms(their - x) + 1e-7
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("config", [POINTERS, TMA, *CONFIGS.values()], ids=["pointers", "tma", *CONFIGS])
+def test_triton_forward_is_no_less_accurate_than_torch(config, dtype, triton_device):
+    if triton_device.type == "cuda" and config in CONFIGS.values() and dtype == torch.float32:
+        pytest.skip("float32 blocks of that size do not fit; they are not shipped")
+    inputs = problem(35, 40, 333, dtype, scale=2.0)
+    right = exact(inputs, 0.7)[:2]
+    with torch.no_grad():
+        theirs = rounded_logits(*inputs, 0.7)
+        logprob_T, entropy_T, max_T, logsum_T = _linear_logprob_triton(*to(triton_device, inputs), 0.7, config)
+        z_TV = inputs[0].double() @ inputs[1].double().T / 0.7
+    for our, their, x in zip((logprob_T, entropy_T), theirs, right, strict=True):
+        assert our.dtype == torch.float32
+        assert rms(our.cpu() - x) <= (2 if dtype == torch.float32 else 0.01) * rms(their - x) + 1e-6
+    torch.testing.assert_close(max_T.cpu().double(), z_TV.amax(-1), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close((max_T + logsum_T).cpu().double(), z_TV.logsumexp(-1), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_triton_gradients_are_no_less_accurate_than_torch(dtype, triton_device):
+    """d-logits are rounded to 16 bits, sums are not. Chunks of 10 tokens."""
+    if triton_device.type == "cuda" and dtype == torch.float32:
+        pytest.skip("float32 goes to torch on CUDA")
+    inputs = problem(35, 40, 333, dtype, scale=2.0)
+    right = exact(inputs, 0.7)
+    theirs = outputs_and_gradients(rounded_logits, *inputs, 0.7)
+    ours = outputs_and_gradients(by_triton, *to(triton_device, inputs), 0.7, 10 * 333)
+    for our, their, x in zip(ours, theirs, right, strict=True):
+        assert rms(our.cpu() - x) <= 2 * rms(their - x) + 1e-6
+    assert (ours[2].dtype, ours[3].dtype) == (dtype, dtype)
+
+
+def test_triton_sums_weight_gradients_in_float32(triton_device):
+    """200 chunks of one token. d-logits are rounded before the sum, so it is 2 where a bfloat16 sum has 8."""
+    inputs = problem(200, 8, 20, torch.bfloat16)
+    right = exact(inputs)[3]
+    ours = outputs_and_gradients(by_triton, *to(triton_device, inputs), 1.0, 20)[3].cpu()
+    assert rms(ours - right) <= 3 * rms(right.bfloat16() - right)
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_on_a_gpu(dtype):
-    inputs = problem(64, 32, 700, dtype, scale=2.0)
-    right = exact(inputs)
-    inputs = (*(x.detach().cuda().requires_grad_() for x in inputs[:2]), inputs[2].cuda())
-    theirs = (x.cpu() for x in outputs_and_gradients(rounded_logits, *inputs))
-    ours = (x.cpu() for x in outputs_and_gradients(linear_logprob, *inputs, 10 * 700))
+    """The public function, at a size with several shipped blocks in every direction."""
+    inputs = problem(300, 192, 2500, dtype, scale=2.0)
+    right = exact(inputs, 0.7)
+    inputs = to("cuda", inputs)
+    theirs = (x.cpu() for x in outputs_and_gradients(rounded_logits, *inputs, 0.7))
+    ours = (x.cpu() for x in outputs_and_gradients(linear_logprob, *inputs, 0.7, max_elements=70 * 2500))
     for our, their, x in zip(ours, theirs, right, strict=True):
         assert rms(our - x) <= 2 * rms(their - x) + 1e-6
+
+
+# 1: less than a block; 16, 33: whole blocks, one more. 1: one-token vocabulary; 64, 65: whole splits, one more.
+@pytest.mark.parametrize("config", [POINTERS, TMA], ids=["pointers", "tma"])
+@pytest.mark.parametrize(("T", "D", "V"), [(1, 1, 1), (16, 16, 64), (33, 17, 65)])
+def test_triton_at_the_edges_of_blocks(T, D, V, config, triton_device):
+    inputs = problem(T, D, V, torch.float32)
+    for token in (0, V - 1):
+        inputs[2].fill_(token)
+        ours = _linear_logprob_triton(*to(triton_device, inputs), 1.0, config)[:2]
+        for our, x in zip(ours, exact(inputs)[:2], strict=True):
+            torch.testing.assert_close(our.cpu().double(), x, rtol=1e-5, atol=1e-6)
+
+
+def test_triton_splits_change_nothing(triton_device):
+    inputs = to(triton_device, problem(35, 40, 333, torch.float32))
+    expected = linear_logprob_ref(*inputs)
+    for split_v in (32, 96, 512):
+        config = Config(**SMALL | {"split_v": split_v}, tma=False)
+        for ours, right in zip(_linear_logprob_triton(*inputs, 1.0, config)[:2], expected, strict=True):
+            torch.testing.assert_close(ours, right, rtol=1e-5, atol=1e-5)
+
+
+def test_triton_gives_a_token_the_same_bits_in_any_batch(triton_device):
+    hidden_TD, weight_VD, token_T = to(triton_device, problem(50, 32, 333, torch.float16))
+    together = _linear_logprob_triton(hidden_TD, weight_VD, token_T, 1.0, POINTERS)
+    for rows in (slice(0, 20), slice(32, 50)):
+        alone = _linear_logprob_triton(hidden_TD[rows], weight_VD, token_T[rows], 1.0, POINTERS)
+        assert all(torch.equal(x[rows], y) for x, y in zip(together, alone, strict=True))
+
+
+@pytest.mark.parametrize("form", [by_torch, by_triton])
+def test_triton_and_torch_do_the_same_twice(form, triton_device):
+    inputs = to(triton_device if form is by_triton else "cpu", problem(35, 40, 333, torch.bfloat16))
+    first, second = (outputs_and_gradients(form, *inputs, 0.7, 10 * 333) for _ in range(2))
+    assert all(torch.equal(x, y) for x, y in zip(first, second, strict=True))
+
+
+@settings(max_examples=20)
+@given(st.floats(0.05, 20), st.integers(0, 2**20))
+def test_a_temperature_divides_hidden_states(temperature, seed):
+    inputs = problem(7, 5, 11, seed=seed)
+    divided = outputs_and_gradients(lambda h, *x: linear_logprob_ref(h / temperature, *x), *inputs)
+    for function in (linear_logprob_ref, lambda *x: by_torch(*x, 33)):
+        for ours, right in zip(outputs_and_gradients(function, *inputs, temperature), divided, strict=True):
+            torch.testing.assert_close(ours, right, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("form", [by_torch, by_triton])
+def test_a_temperature_of_a_power_of_two_divides_to_the_bit(form, triton_device):
+    hidden_TD, weight_VD, token_T = to(triton_device if form is by_triton else "cpu", problem(9, 16, 70, torch.float16))
+    for temperature in (0.5, 4.0):
+        tempered = outputs_and_gradients(form, hidden_TD, weight_VD, token_T, temperature)
+        divided = outputs_and_gradients(lambda h, *x, t=temperature: form(h / t, *x), hidden_TD, weight_VD, token_T)
+        assert all(torch.equal(x, y) for x, y in zip(tempered[:2], divided[:2], strict=True))
+        for ours, right in zip(tempered[2:], divided[2:], strict=True):
+            torch.testing.assert_close(ours, right, rtol=2e-3, atol=1e-5)
 
 
 def hostile(kind, dtype):
@@ -150,18 +266,94 @@ def hostile(kind, dtype):
     return hidden_TD, weight_VD, token_T
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize(
+    ("form", "dtype"),
+    [(by_torch, torch.float64), (by_torch, torch.float32), (by_triton, torch.float32), (by_triton, torch.bfloat16)],
+)
 @pytest.mark.parametrize("kind", ["huge", "dominated", "ties", "offset"])
-def test_hostile_logits(kind, dtype):
+def test_hostile_logits(kind, form, dtype, triton_device):
+    device = triton_device if form is by_triton else torch.device("cpu")
+    if device.type == "cuda" and dtype == torch.float32:
+        pytest.skip("float32 goes to torch on CUDA")
     inputs = hostile(kind, dtype)
     right = exact(inputs)
     theirs = outputs_and_gradients(linear_logprob_ref, *inputs)
-    ours = outputs_and_gradients(linear_logprob, *inputs, 4 * 50)
-    slack = 1e-10 if dtype == torch.float64 else 16 * torch.finfo(dtype).eps
-    for our, their, x in zip(ours, theirs, right, strict=True):
+    ours = [x.cpu() for x in outputs_and_gradients(form, *to(device, inputs), 1.0, 4 * 50)]
+    eps = 1e-11 if dtype == torch.float64 else torch.finfo(torch.float32).eps
+    # Triton's logits and those of its backward come of other sums, so p is off by some eps |z|; d-logits are rounded.
+    eps_p = eps * (inputs[0] @ inputs[1].T).abs().max() + torch.finfo(dtype).eps if form is by_triton else 0
+    slack = [0, 0, eps_p * inputs[1].abs().max(), eps_p * inputs[0].abs().max()]
+    for our, their, x, more in zip(ours, theirs, right, slack, strict=True):
         assert our.isfinite().all()
-        assert rms(our - x) <= 2 * rms(their - x) + slack * (1 + rms(x))
+        assert rms(our - x) <= 2 * rms(their - x) + 16 * eps * (1 + rms(x)) + more
     assert (ours[0] <= 0).all() and (ours[1] >= 0).all()
+
+
+FORMS = [linear_logprob_ref, by_torch, by_triton]
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("kind", ["nan", "inf", "all -inf", "nan weight"])
+def test_no_number_for_logits_that_have_none(kind, form, triton_device):
+    inputs = problem(20, 8, 150, torch.float16)
+    expected = linear_logprob_ref(*(x.detach() for x in inputs))
+    is_bad_T = torch.zeros(20, dtype=torch.bool)
+    with torch.no_grad():
+        if kind == "nan weight":  # of a token that nobody asks for
+            inputs[1][100] = torch.nan
+            inputs[2][:] = 7
+            is_bad_T[:] = True
+        else:
+            inputs[0][5, 0] = {"nan": torch.nan, "inf": torch.inf, "all -inf": -torch.inf}[kind]
+            inputs[1][:, 0] = inputs[1][:, 0].abs() + 0.1 if kind == "all -inf" else inputs[1][:, 0]
+            expected = linear_logprob_ref(*inputs)
+            is_bad_T[5] = True
+    outputs = outputs_and_gradients(form, *to(triton_device if form is by_triton else "cpu", inputs))
+    for ours, right in zip(outputs[:2], expected, strict=True):
+        assert torch.equal(ours.cpu().isnan(), is_bad_T)
+        torch.testing.assert_close(ours.cpu()[~is_bad_T], right[~is_bad_T], rtol=1e-5, atol=1e-5)
+    assert outputs[2][is_bad_T.to(outputs[2].device)].isnan().all() and outputs[3].isnan().any()
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("num_without_mass", [3, 149])  # 149: tiles and splits with nothing else, one token with all
+def test_logits_of_minus_infinity_have_no_mass(num_without_mass, form, triton_device):
+    """They come of finite operands: 1e30 · -1e30 overflows in float32, but not in float64."""
+    hidden_TD, weight_VD, token_T = problem(20, 8, 150, torch.bfloat16)
+    with torch.no_grad():
+        hidden_TD[:, 0], weight_VD[:, 0] = 1e30, 0
+        weight_VD[:num_without_mass, 0] = -1e30
+    token_T = token_T.clamp(min=num_without_mass)
+    inputs = hidden_TD, weight_VD, token_T
+    outputs = outputs_and_gradients(form, *to(triton_device if form is by_triton else "cpu", inputs))
+    for i, (ours, right) in enumerate(zip(outputs, exact(inputs), strict=True)):
+        ours, right = ours.cpu().double(), right.double()
+        if i == 3:  # the first column is 1e30 times the others
+            ours, right = ours / torch.tensor([1e30] + [1] * 7), right / torch.tensor([1e30] + [1] * 7)
+        assert rms(ours - right) <= (1e-6 if i < 2 else torch.finfo(torch.bfloat16).eps) * (1 + rms(right))
+    token_T[:] = 0
+    with torch.no_grad():
+        logprob_T, entropy_T = form(*to(triton_device if form is by_triton else "cpu", inputs))
+    assert (logprob_T == -torch.inf).all() and entropy_T.isfinite().all()
+
+
+@pytest.mark.parametrize("max_elements", [30, 100])  # chunks; small enough for the definition
+def test_unchecked_ids_out_of_range(max_elements):
+    hidden_TD, weight_VD, token_T = problem(6, 4, 10)
+    a_T = torch.tensor([1.0, 2, 3, 4, 5, 6], dtype=torch.float64)
+    wrong_T = token_T.clone()
+    wrong_T[1], wrong_T[4] = -100, 10
+    is_right_T = token_T == wrong_T
+    logprob_T, entropy_T = linear_logprob(hidden_TD, weight_VD, wrong_T, max_elements=max_elements, check=False)
+    assert torch.equal(logprob_T.isnan(), ~is_right_T)
+    expected, expected_entropy = linear_logprob_ref(hidden_TD, weight_VD, token_T)
+    torch.testing.assert_close(logprob_T[is_right_T], expected[is_right_T])
+    torch.testing.assert_close(entropy_T, expected_entropy)
+    # No gradient through them, whatever comes down.
+    ours = torch.autograd.grad((a_T * logprob_T).sum(), (hidden_TD, weight_VD))
+    right = torch.autograd.grad((a_T * expected)[is_right_T].sum(), (hidden_TD, weight_VD))
+    for our, x in zip(ours, right, strict=True):
+        torch.testing.assert_close(our, x)
 
 
 def test_inputs_of_any_layout():
@@ -172,7 +364,7 @@ def test_inputs_of_any_layout():
     token_T = torch.stack([token_T] * 2, 1)[:, 0]
     assert not (hidden_TD.is_contiguous() or weight_VD.is_contiguous() or token_T.is_contiguous())
     for ours, right in zip(
-        outputs_and_gradients(linear_logprob, hidden_TD, weight_VD, token_T, 50), expected, strict=True
+        outputs_and_gradients(linear_logprob, hidden_TD, weight_VD, token_T, max_elements=50), expected, strict=True
     ):
         torch.testing.assert_close(ours, right, rtol=1e-10, atol=1e-12)
 
@@ -181,7 +373,7 @@ def test_inputs_of_any_layout():
 @pytest.mark.parametrize("output", [0, 1])
 def test_one_output_and_one_trained_input(output, frozen):
     gradients = []
-    for function in (linear_logprob_ref, lambda *x: linear_logprob(*x, 30)):
+    for function in (linear_logprob_ref, lambda *x: linear_logprob(*x, max_elements=30)):
         hidden_TD, weight_VD, token_T = problem(7, 4, 10)
         (hidden_TD if frozen == "hidden" else weight_VD).requires_grad_(False)
         function(hidden_TD, weight_VD, token_T)[output].cumsum(0).sum().backward()
@@ -195,12 +387,15 @@ def test_one_output_and_one_trained_input(output, frozen):
 def test_tied_weights_and_activation_checkpointing():
     _, weight_VD, token_T = problem(9, 4, 10)
 
-    def loss(function, *args):
-        logprob_T, entropy_T = function(weight_VD[token_T].tanh(), weight_VD, token_T.flip(0), *args)
+    def loss(function, **options):
+        logprob_T, entropy_T = function(weight_VD[token_T].tanh(), weight_VD, token_T.flip(0), **options)
         return logprob_T.sum() + entropy_T.square().sum()
 
     (right,) = torch.autograd.grad(loss(linear_logprob_ref), weight_VD)
-    for value in (loss(linear_logprob, 30), checkpoint(loss, linear_logprob, 30, use_reentrant=False)):
+    for value in (
+        loss(linear_logprob, max_elements=30),
+        checkpoint(loss, linear_logprob, use_reentrant=False, max_elements=30),
+    ):
         torch.testing.assert_close(torch.autograd.grad(value, weight_VD)[0], right, rtol=1e-10, atol=1e-12)
 
 
@@ -210,7 +405,7 @@ class Head(torch.nn.Module):
         self.weight = torch.nn.Parameter(weight_VD.detach().clone())
 
     def forward(self, hidden_TD, token_T):
-        return linear_logprob(hidden_TD, self.weight, token_T, 30)
+        return linear_logprob(hidden_TD, self.weight, token_T, max_elements=30)
 
 
 def test_inside_a_sharded_module():
@@ -243,7 +438,7 @@ class LargestTensor(TorchDispatchMode):
 def test_never_makes_all_logits(dtype):
     T, D, V = 64, 8, 300
     with LargestTensor() as largest:
-        outputs_and_gradients(linear_logprob, *problem(T, D, V, dtype), 10 * V)
+        outputs_and_gradients(linear_logprob, *problem(T, D, V, dtype), max_elements=10 * V)
     assert largest.num_elements == 10 * V
     with LargestTensor() as largest:
         outputs_and_gradients(linear_logprob_ref, *problem(T, D, V, dtype))
@@ -252,7 +447,7 @@ def test_never_makes_all_logits(dtype):
 
 @pytest.mark.parametrize("max_elements", [10, 100])
 def test_outputs_are_no_views(max_elements):
-    assert not any(x._is_view() for x in linear_logprob(*problem(5, 4, 9), max_elements))
+    assert not any(x._is_view() for x in linear_logprob(*problem(5, 4, 9), max_elements=max_elements))
 
 
 def test_one_chunk_of_many_elements():
@@ -265,16 +460,20 @@ def test_one_chunk_of_many_elements():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda h, w, t: (h[None], w, t), "expected hidden"),
-        (lambda h, w, t: (h[:-1], w, t), "expected hidden"),
-        (lambda h, w, t: (h[:, 1:], w, t), "expected hidden"),
+        (lambda h, w, t: (h[None], w, t), "hidden must have 2 dimensions"),
+        (lambda h, w, t: (h[:-1], w, t), "T is 4 in hidden"),
+        (lambda h, w, t: (h[:, 1:], w, t), "D is 3 in hidden"),
         (lambda h, w, t: (h, w[:0], t), "V > 0"),
+        (lambda h, w, t: (h, w.to("meta"), t), "weight is on meta"),
         (lambda h, w, t: (h, w.float(), t), "one floating dtype"),
         (lambda h, w, t: (h.long(), w.long(), t), "one floating dtype"),
-        (lambda h, w, t: (h, w, t.int()), "int64"),
-        (lambda h, w, t: (h, w, t + 9), r"lie in \[0, 9\)"),
-        (lambda h, w, t: (h, w, t - 9), r"lie in \[0, 9\)"),
-        (lambda h, w, t: (h, w, t, 0), "max_elements"),
+        (lambda h, w, t: (h, w, t.int()), "token must be torch.int64"),
+        (lambda h, w, t: (h, w, t + 9), r"token must lie in \[0, 9\)"),
+        (lambda h, w, t: (h, w, t - 9), r"token must lie in \[0, 9\)"),
+        (lambda h, w, t: (h, w, t, 0), "temperature must be positive and finite, got 0"),
+        (lambda h, w, t: (h, w, t, -1.0), "temperature"),
+        (lambda h, w, t: (h, w, t, float("inf")), "temperature"),
+        (lambda h, w, t: (h, w, t, float("nan")), "temperature"),
     ],
 )
 def test_says_what_is_wrong(change, message):
@@ -282,22 +481,52 @@ def test_says_what_is_wrong(change, message):
         linear_logprob(*change(*problem(5, 4, 9)))
 
 
+def test_says_what_is_wrong_with_options():
+    inputs = problem(5, 4, 9)
+    with pytest.raises(ValueError, match="max_elements must be at least 1, got 0"):
+        linear_logprob(*inputs, max_elements=0)
+    with pytest.raises(ValueError, match=r"token must be torch\.int64"):
+        linear_logprob(*inputs[:2], inputs[2].int(), check=False)
+    with pytest.raises(TypeError, match="token must be a tensor"):
+        linear_logprob(*inputs[:2], inputs[2].tolist())
+
+
 # Chunks; small enough for the definition.
 @pytest.mark.parametrize("max_elements", [10, 100])
 def test_no_tokens(max_elements):
     hidden_TD, weight_VD, token_T = problem(0, 4, 9)
-    logprob_T, entropy_T = linear_logprob(hidden_TD, weight_VD, token_T, max_elements)
+    logprob_T, entropy_T = linear_logprob(hidden_TD, weight_VD, token_T, max_elements=max_elements)
     assert logprob_T.shape == entropy_T.shape == (0,)
     d_hidden_TD, d_weight_VD = torch.autograd.grad((logprob_T + entropy_T).sum(), (hidden_TD, weight_VD))
     assert d_hidden_TD.shape == (0, 4) and torch.equal(d_weight_VD, torch.zeros_like(weight_VD))
 
 
+def test_triton_without_tokens_and_without_contiguity(triton_device):
+    for T in (0, 12):
+        hidden_TD, weight_VD, token_T = to(triton_device, problem(T, 16, 50, torch.bfloat16))
+        expected = outputs_and_gradients(by_triton, hidden_TD, weight_VD, token_T)
+        hidden_TD = hidden_TD.detach().T.contiguous().T.requires_grad_()
+        weight_VD = torch.stack([weight_VD.detach()] * 2, 1)[:, 1].requires_grad_()
+        token_T = torch.stack([token_T] * 2, 1)[:, 0]
+        for ours, right in zip(outputs_and_gradients(by_triton, hidden_TD, weight_VD, token_T), expected, strict=True):
+            assert torch.equal(ours, right)
+
+
+@pytest.mark.parametrize("output", [0, 1])
+def test_triton_with_one_output_and_one_trained_input(output, triton_device):
+    inputs = to(triton_device, problem(7, 16, 50, torch.float16))
+    right = torch.autograd.grad(linear_logprob_ref(*inputs)[output].sum(), inputs[:2])  # sum: strides of 0 come down
+    for i in range(2):
+        (gradient,) = torch.autograd.grad(by_triton(*inputs)[output].sum(), inputs[i])
+        torch.testing.assert_close(gradient, right[i], rtol=2e-3, atol=2e-3)
+
+
 def test_works_without_gradients_and_keeps_no_logits():
     inputs = problem(30, 8, 100, torch.float32)
     with torch.inference_mode():
-        logprob_T, _ = linear_logprob(*inputs, 500)
+        logprob_T, _ = linear_logprob(*inputs, max_elements=500)
     torch.testing.assert_close(logprob_T, linear_logprob_ref(*inputs)[0])
     sizes = []
     with torch.autograd.graph.saved_tensors_hooks(lambda x: sizes.append(x.numel()) or x, lambda x: x):
-        linear_logprob(*inputs, 500)
+        linear_logprob(*inputs, max_elements=500)
     assert max(sizes, default=0) < 30 * 100
