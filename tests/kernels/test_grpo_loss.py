@@ -247,8 +247,9 @@ def test_what_is_optional_can_be_left_out(left_out, form):
 @pytest.mark.parametrize("kl_estimator", ["k1", "k2", "k3"])
 def test_a_reference_without_a_coefficient_is_measured_and_not_priced(kl_estimator, form):
     arguments = problem(40, torch.float32, kl_coef=0.0, kl_estimator=kl_estimator)
+    arguments["reference_logprob_T"][arguments["mask_T"].nonzero()[0]] = math.nan
     found = run(form, **arguments)
-    assert found.kl_T.any()
+    assert found.kl_T.any() and found.kl_T.isnan().sum() == 1
     arguments.pop("reference_logprob_T")
     without = run(form, **arguments)
     assert torch.equal(found.loss_T, without.loss_T) and torch.equal(found.d_logprob_T, without.d_logprob_T)
@@ -267,6 +268,16 @@ def test_k3_and_its_gradient_keep_their_digits_near_zero(form):
     assert (found.kl_T >= 0).all()
     assert ((found.kl_T - (u_T.expm1() - u_T)).abs() <= 8 * eps * u_T.abs()).all()
     assert ((found.d_logprob_T + u_T.expm1()).abs() <= 8 * eps * u_T.abs()).all()
+
+
+def test_k3_near_zero_has_all_terms_of_its_series(in_triton):
+    u_T = torch.linspace(-0.2499, 0.2499, 401)
+    zero_T = torch.zeros(401)
+    kl_T = run(
+        in_triton, logprob_T=zero_T, old_logprob_T=zero_T, advantage_T=zero_T, reference_logprob_T=u_T, **CLIP
+    ).kl_T  # fmt: skip
+    right_T = u_T.double().expm1() - u_T.double()
+    assert ((kl_T - right_T).abs() <= 4 * torch.finfo(torch.float32).eps * right_T).all()
 
 
 HOSTILE = (0.0, -1.0, -1.1, -21.5, -1e4, -3e38)
@@ -381,13 +392,14 @@ def test_a_masked_token_is_exactly_zero_whatever_its_inputs(value, kl_estimator,
 def test_on_a_bound_a_ratio_is_not_clipped_and_just_beyond_it_is(log_ratio, advantage, bounds, form):
     """min(ratio A, clip(ratio) A) has a kink there: torch.minimum would give half of the gradient."""
     token = dict(zip(INPUTS, (torch.tensor([x]) for x in (log_ratio - 2, -2.0, advantage)), strict=True))
-    # The ratio as this form rounds it. 1 ± (1 ± ratio) is exact from 1/2 to 2.
-    ratio = -advantage * run(form, **token, clip_low=0.99, clip_high=math.inf).loss_T.item()
-    for bound, is_clipped in ((torch.tensor(ratio), False), (torch.tensor(ratio).nextafter(torch.tensor(1.0)), True)):
-        found = run(form, **token, **bounds(bound.item()))
-        assert found.is_clipped_T.item() == is_clipped
-        assert found.d_logprob_T.item() == (0.0 if is_clipped else -advantage * ratio)
-        assert found.loss_T.item() == -advantage * bound.item()
+    for function in (grpo_loss_ref, form):
+        # The ratio as this form rounds it; 1 ± (1 ± ratio) is exact from 1/2 to 2.
+        ratio = -advantage * run(function, **token, clip_low=0.99, clip_high=math.inf).loss_T.item()
+        for bound, is_clipped in ((ratio, False), (torch.tensor(ratio).nextafter(torch.tensor(1.0)).item(), True)):
+            found = run(function, **token, **bounds(bound))
+            assert found.is_clipped_T.item() == is_clipped
+            assert found.d_logprob_T.item() == (0.0 if is_clipped else -advantage * ratio)
+            assert found.loss_T.item() == -advantage * bound
 
 
 @pytest.mark.parametrize("advantage", [1.0, -1.0])
