@@ -1,4 +1,8 @@
-"""Benchmarks: `python bench/main.py step [--rollouts 4,8,16] [--steps 5] [--out DIR]`."""
+"""Benchmarks.
+
+python bench/main.py step [--rollouts 4,8,16] [--steps 5] [--out DIR]      time of a GRPO step against n
+python bench/main.py compile [--arch sm_80,sm_90] [--out DIR]              what each kernel takes of a GPU, without one
+"""
 
 from __future__ import annotations
 
@@ -11,26 +15,43 @@ from eval.mistakes import tell
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="bench/main.py", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="bench/main.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     step = commands.add_parser("step", help="time of a GRPO step against the number of rollouts, and its layout")
     step.add_argument("--rollouts", default="4,8,16", help="rollouts per response, comma-separated")
     step.add_argument("--steps", type=int, default=5, help="timed steps of each setting, after one warm-up step")
     step.add_argument("--pairs", type=int, default=8, help="pairs per step")
-    step.add_argument("--out", default="", help="folder for step.json and step.md")
+    step.set_defaults(run=_step)
+    compiled = commands.add_parser("compile", help="registers, spills and shared memory of every kernel, with no GPU")
+    compiled.add_argument("--arch", default="sm_80,sm_90", help="architectures, comma-separated")
+    compiled.set_defaults(run=_compile)
+    for command in (step, compiled):
+        command.add_argument("--out", type=Path, help="folder for the result as JSON and as a Markdown table")
     options = parser.parse_args(arguments)
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as in training, before torch is imported
     try:
-        rollouts = [int(n) for n in options.rollouts.split(",")]
-        if min(*rollouts, options.steps, options.pairs) < 1:
-            raise ValueError("--rollouts, --steps and --pairs must be at least 1")
-        os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as in training, before torch is imported
-        from bench.step_time import run_step_time
-
-        run_step_time(rollouts, options.steps, options.pairs, Path(options.out) if options.out else None)
+        options.run(options)
     except (ValueError, OSError) as error:
         tell(error)
         return 1
     return 0
+
+
+def _step(options: argparse.Namespace) -> None:
+    rollouts = [int(n) for n in options.rollouts.split(",")]
+    if min(*rollouts, options.steps, options.pairs) < 1:
+        raise ValueError("--rollouts, --steps and --pairs must be at least 1")
+    from bench.step_time import run_step_time
+
+    run_step_time(rollouts, options.steps, options.pairs, options.out)
+
+
+def _compile(options: argparse.Namespace) -> None:
+    from bench.kernel_resources import run_compile
+
+    run_compile(options.arch.split(","), options.out)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ of the candidates is then drawn by its tile's mass.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import numpy as np
 import torch
@@ -283,12 +284,8 @@ def _choose_kernel(
 def shipped_launches(arch: str) -> Iterator[tuple[str, Callable[[], None]]]:
     """For kernels/offline.py."""
     for config in CONFIGS[arch]:
-        for D, dtype in ((4096, torch.bfloat16), (5120, torch.bfloat16)):
-            B = config["BLOCK_B"]
-            words = np.zeros(B, dtype=np.uint64)
-            noise, settings = Noise(words, words, words), Settings.of(B, 0.7, 0, 1.0, 0.0)
-            hidden_BD, weight_VD = (torch.empty(X, D, dtype=dtype, device="meta") for X in (B, 151_936))
-            yield (
-                f"B {B}, D {D}",
-                lambda h=hidden_BD, w=weight_VD, n=noise, s=settings, c=config: _linear_sample_triton(h, w, n, s, c),
-            )
+        B = config["BLOCK_B"]
+        words = np.zeros(B, dtype=np.uint64)
+        noise, settings = Noise(words, words, words), Settings.of(B, 0.7, 0, 1.0, 0.0)
+        hidden_BD, weight_VD = (torch.empty(X, 4096, dtype=torch.bfloat16, device="meta") for X in (B, 151_936))
+        yield f"B {B}", partial(_linear_sample_triton, hidden_BD, weight_VD, noise, settings, config)

@@ -97,17 +97,23 @@ def _compiled_only(arch: str) -> Iterator[list]:
         JITFunction.run = run
 
 
+def disassemble(cubin: bytes) -> str:
+    """The machine code of a cubin, by the tool in Triton's wheel."""
+    return _tool("nvdisasm", "-c", cubin)
+
+
 def _machine_code_costs(cubin: bytes) -> tuple[int, int]:
-    """(registers per thread, local loads and stores) of a cubin, by the tools in Triton's wheel."""
-    tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        usage, code = (
-            subprocess.run([tools / tool, *flags, file.name], capture_output=True, text=True, check=True).stdout
-            for tool, *flags in (("cuobjdump", "-res-usage"), ("nvdisasm", "-c"))
-        )
+    """(registers per thread, local loads and stores) of a cubin."""
+    usage = _tool("cuobjdump", "-res-usage", cubin)
     registers = re.search(r"REG:(\d+)", usage)
     if registers is None:
         raise RuntimeError(f"cuobjdump told no registers: {usage}")
-    return int(registers.group(1)), len(re.findall(r"\b(?:LDL|STL)\b", code))
+    return int(registers.group(1)), len(re.findall(r"\b(?:LDL|STL)\b", disassemble(cubin)))
+
+
+def _tool(name: str, flag: str, cubin: bytes) -> str:
+    path = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        return subprocess.run([path, flag, file.name], capture_output=True, text=True, check=True).stdout

@@ -10,6 +10,7 @@ a filter is on, the integers decide.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import numpy as np
 import torch
@@ -461,8 +462,5 @@ def shipped_launches(arch: str) -> Iterator[tuple[str, Callable[[], None]]]:
             ("tempered", Settings.of(64, 0.7, 0, 1.0, 0.0)),
             ("filtered", Settings.of(64, 0.7, 20, 0.95, 0.05)),
         ):
-            noise = Noise(zeros, zeros, zeros)
-            yield (
-                f"{name}, {str(dtype).removeprefix('torch.')}",
-                lambda x=logits_BV, s=settings, n=noise: _sample_triton(x, n, s, CONFIGS[arch]),
-            )
+            label = f"{name}, {str(dtype).removeprefix('torch.')}"
+            yield label, partial(_sample_triton, logits_BV, Noise(zeros, zeros, zeros), settings, CONFIGS[arch])

@@ -1,0 +1,107 @@
+"""Compilation without a GPU sees what it should see, and the draw compiles to the arithmetic that defines it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+
+from kernels.jit import INTERPRETED, triton
+from kernels.offline import resources
+
+pytestmark = pytest.mark.skipif(triton is None, reason="needs Triton")
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def compiled(tmp_path, source: str) -> str:
+    """What a program prints that is not interpreted. Kernels need a file: Triton reads their source."""
+    program = tmp_path / "program.py"
+    program.write_text(textwrap.dedent(source))
+    environment = {name: x for name, x in os.environ.items() if name != "TRITON_INTERPRET"} | {"PYTHONPATH": str(ROOT)}
+    ran = subprocess.run([sys.executable, program], env=environment, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    return ran.stdout
+
+
+# Every thread holds 64 numbers in 32 registers; the second kernel uses more shared memory than sm_80 has.
+COSTLY = """
+    import torch
+    from kernels.jit import jit, tl
+    from kernels.offline import resources
+
+    @jit
+    def spilling_kernel(x_ptr, n, X: tl.constexpr):
+        x = tl.arange(0, X)
+        total = tl.load(x_ptr + x)
+        for i in range(n):
+            total = total * total + tl.load(x_ptr + i * X + x)
+        tl.store(x_ptr + x, total)
+
+    @jit
+    def sharing_kernel(x_ptr, X: tl.constexpr):
+        x = tl.arange(0, X)
+        square = x_ptr + x[:, None] * X + x[None, :]
+        tl.store(square, tl.dot(tl.load(square), tl.load(square)).to(tl.bfloat16))
+
+    x = torch.empty(1 << 20, device="meta")
+    launches = [
+        ("spills", lambda: spilling_kernel[1,](x, 5, X=2048, num_warps=1, maxnreg=32)),
+        ("shares", lambda: sharing_kernel[1,](x.bfloat16(), X=256, num_warps=8)),
+    ]
+    for arch in ("sm_80", "sm_90"):
+        for one in resources(launches, arch):
+            print(one.launch, one.arch, one.num_registers, one.num_spills > 0, one.shared_bytes > 163 * 1024)
+"""
+
+
+def test_spills_and_shared_memory_are_seen(tmp_path):
+    lines = [line.split() for line in compiled(tmp_path, COSTLY).splitlines()]
+    found = {(launch, arch): rest for launch, arch, *rest in lines}
+    assert len(found) == 4
+    for arch in ("sm_80", "sm_90"):
+        assert found["spills", arch] == ["32", "True", "False"]
+        assert found["shares", arch][2] == "True"
+
+
+FUSED = """
+    import re
+    import torch
+    from kernels.draw import masses_kernel, weights_kernel
+    from kernels.jit import jit, tl
+    from kernels.offline import _compiled_only, disassemble
+
+    @jit
+    def weigh_kernel(x_ptr, mass_ptr, X: tl.constexpr):
+        x = tl.arange(0, X)
+        weight = weights_kernel(tl.load(x_ptr + x))
+        tl.store(mass_ptr + x, masses_kernel(weight, tl.load(x_ptr + x)))
+
+    x, mass = torch.empty(128, device="meta"), torch.empty(128, dtype=torch.int64, device="meta")
+    for arch in ("sm_80", "sm_90"):
+        for is_fused in (False, True):
+            with _compiled_only(arch) as kernels:
+                weigh_kernel[1,](x, mass, X=128, num_warps=4, enable_fp_fusion=is_fused)
+            print(arch, is_fused, len(re.findall(r"\\b[FD]FMA\\b", disassemble(kernels[0].asm["cubin"]))))
+"""
+
+
+def test_the_draw_is_compiled_without_fused_multiply_adds(tmp_path):
+    """One rounding in place of two would be another weight on a GPU than in numpy."""
+    found = dict(
+        ((arch, is_fused), int(n)) for arch, is_fused, n in map(str.split, compiled(tmp_path, FUSED).splitlines())
+    )
+    for arch in ("sm_80", "sm_90"):
+        assert found[arch, "False"] == 0
+        assert found[arch, "True"] > 0
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="kernels are compiled in this process")
+def test_an_interpreted_process_is_refused():
+    with pytest.raises(RuntimeError, match="interpreted"):
+        next(resources([("x", lambda: torch.empty(1))], "sm_80"))
