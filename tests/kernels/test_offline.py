@@ -47,12 +47,12 @@ COSTLY = """
     def sharing_kernel(x_ptr, X: tl.constexpr):
         x = tl.arange(0, X)
         square = x_ptr + x[:, None] * X + x[None, :]
-        tl.store(square, tl.dot(tl.load(square), tl.load(square)).to(tl.bfloat16))
+        tl.store(square, tl.dot(tl.load(square), tl.load(square + X * X)).to(tl.bfloat16))
 
     x = torch.empty(1 << 20, device="meta")
     launches = [
-        ("spills", lambda: spilling_kernel[1,](x, 5, X=2048, num_warps=1, maxnreg=32)),
-        ("shares", lambda: sharing_kernel[1,](x.bfloat16(), X=256, num_warps=8)),
+        ("spills", lambda: spilling_kernel[1,](x, 5, X=2048, num_warps=1, maxnreg=32, enable_fp_fusion=True)),
+        ("shares", lambda: sharing_kernel[1,](x.bfloat16(), X=256, num_warps=8, enable_fp_fusion=True)),
     ]
     for arch in ("sm_80", "sm_90"):
         for one in resources(launches, arch):
