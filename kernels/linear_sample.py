@@ -11,6 +11,7 @@ of the candidates is then drawn by its tile's mass.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -23,24 +24,27 @@ from kernels.check import check_dtype, check_shapes
 from kernels.draw import LOG2E, TILE, masses_kernel, target_kernel, uniform_kernel, weights_kernel
 from kernels.jit import INTERPRETED, architecture, cdiv, jit, next_power_of_2, tl
 from kernels.sample import checked, merge_kernel, sample, sample_ref, store_kernel
-from kernels.settings import Draw, Noise, PerRow, Settings, Words
+from kernels.settings import Draw, Noise, PerRow, Settings, Words, uploaded
 
 # On a CPU, logits of so many elements at a time.
 MAX_ELEMENTS = 1 << 22
 
-# Chosen by registers and shared memory; not yet from measurements on a GPU. The first entry with enough rows counts,
-# and the last one otherwise. The token tile is the draw's, 128.
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """One program takes a tile of the vocabulary for block_b rows, block_d of the model width at a time."""
+
+    block_b: int
+    block_d: int
+    num_warps: int
+    num_stages: int
+
+
+# By the number of rows: the first with room for all of them, else the last. Chosen by registers and shared memory; not
+# yet from measurements on a GPU.
 CONFIGS = {
-    "sm_80": (
-        {"BLOCK_B": 16, "BLOCK_D": 64, "num_warps": 4, "num_stages": 4},
-        {"BLOCK_B": 32, "BLOCK_D": 64, "num_warps": 8, "num_stages": 4},
-        {"BLOCK_B": 64, "BLOCK_D": 64, "num_warps": 8, "num_stages": 3},
-    ),
-    "sm_90": (
-        {"BLOCK_B": 16, "BLOCK_D": 128, "num_warps": 4, "num_stages": 3},
-        {"BLOCK_B": 32, "BLOCK_D": 128, "num_warps": 8, "num_stages": 3},
-        {"BLOCK_B": 64, "BLOCK_D": 64, "num_warps": 8, "num_stages": 4},
-    ),
+    "sm_80": (Config(16, 64, 4, 4), Config(32, 64, 8, 4), Config(64, 64, 8, 3)),
+    "sm_90": (Config(16, 128, 4, 3), Config(32, 128, 8, 3), Config(64, 64, 8, 4)),
 }
 
 
@@ -153,16 +157,14 @@ def _linear_sample_cpu(hidden_BD: Tensor, weight_VD: Tensor, noise: Noise, setti
 
 
 def _linear_sample_triton(
-    hidden_BD: Tensor, weight_VD: Tensor, noise: Noise, settings: Settings, config: dict[str, int] | None = None
+    hidden_BD: Tensor, weight_VD: Tensor, noise: Noise, settings: Settings, config: Config | None = None
 ) -> Draw:
     (B, D), V = hidden_BD.shape, len(weight_VD)
     if config is None:
         table = CONFIGS[architecture(hidden_BD.device)]
-        config = next((some for some in table if some["BLOCK_B"] >= B), table[-1])
-    config = dict(config)
-    num_warps, num_stages = config.pop("num_warps"), config.pop("num_stages")
+        config = next((some for some in table if some.block_b >= B), table[-1])
     hidden_BD, weight_VD = (x if x.stride(1) == 1 else x.contiguous() for x in (hidden_BD, weight_VD))
-    num_tiles, num_row_blocks = cdiv(V, TILE), cdiv(B, config["BLOCK_B"])
+    num_tiles, num_row_blocks = cdiv(V, TILE), cdiv(B, config.block_b)
 
     def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=hidden_BD.device)
@@ -172,14 +174,15 @@ def _linear_sample_triton(
         return drawn
     max_NB, sum_NB, moment_NB, logit_NB = (empty(num_tiles, B) for _ in range(4))
     mass_NB, token_NB = empty(num_tiles, B, dtype=torch.int64), empty(num_tiles, B, dtype=torch.int32)
-    scale_B = torch.from_numpy(settings.scale_B).to(hidden_BD.device)
-    words = noise.tensors(hidden_BD.device)
+    scale_B = uploaded(settings.scale_B, torch.float32, hidden_BD.device)
+    words = noise.tensors(B, hidden_BD.device)
     of_tiles = (max_NB, sum_NB, moment_NB, mass_NB, token_NB, logit_NB)
     as_defined = {"enable_fp_fusion": False}  # kernels/draw.py
     _linear_tile_kernel[num_tiles * num_row_blocks,](
         hidden_BD, weight_VD, hidden_BD.stride(0), weight_VD.stride(0), B, V, D, num_row_blocks, scale_B, *words,
-        *of_tiles, UPCAST=INTERPRETED and hidden_BD.dtype == torch.bfloat16, TILE=TILE, **config,
-        num_warps=num_warps, num_stages=num_stages, **as_defined,
+        *of_tiles, UPCAST=INTERPRETED and hidden_BD.dtype == torch.bfloat16, TILE=TILE,
+        BLOCK_B=config.block_b, BLOCK_D=config.block_d, num_warps=config.num_warps, num_stages=config.num_stages,
+        **as_defined,
     )  # fmt: skip
     _choose_kernel[B,](
         B, num_tiles, scale_B, *words, *of_tiles,
@@ -284,7 +287,7 @@ def _choose_kernel(
 def shipped_launches(arch: str) -> Iterator[tuple[str, Callable[[], None]]]:
     """For kernels/offline.py."""
     for config in CONFIGS[arch]:
-        B = config["BLOCK_B"]
+        B = config.block_b
         words = np.zeros(B, dtype=np.uint64)
         noise, settings = Noise(words, words, words), Settings.of(B, 0.7, 0, 1.0, 0.0)
         hidden_BD, weight_VD = (torch.empty(X, 4096, dtype=torch.bfloat16, device="meta") for X in (B, 151_936))

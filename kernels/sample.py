@@ -10,6 +10,7 @@ a filter is on, the integers decide.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -29,17 +30,21 @@ from kernels.draw import (
     weights_kernel,
 )
 from kernels.jit import architecture, cdiv, jit, next_power_of_2, tl
-from kernels.settings import Draw, Noise, PerRow, Settings, Words
+from kernels.settings import Draw, Noise, PerRow, Settings, Words, uploaded
 
 # A cumulated mass in float32 is within this share of the total of the integers' one: exp2 errs by 2^-22, the integer
 # weights by 2^-23, a sum of 128 by 2^-21, and both ends of the quotient count.
 UNSURE = 2.0**-17
 
-# Chosen by registers and by bytes in flight; not yet from measurements on a GPU. A block of 32 tiles is 4,096 logits.
-CONFIGS = {
-    "sm_80": {"tiles_per_block": 32, "num_warps": 4},
-    "sm_90": {"tiles_per_block": 32, "num_warps": 4},
-}
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    tiles_per_block: int  # of the passes over a row: 32 are 4,096 logits
+    num_warps: int
+
+
+# Chosen by registers and by bytes in flight; not yet from measurements on a GPU.
+CONFIGS = {"sm_80": Config(32, 4), "sm_90": Config(32, 4)}
 
 
 def sample_ref(
@@ -196,28 +201,27 @@ def _first_above(weight_BX: Tensor, u_B: Tensor) -> tuple[Tensor, Tensor]:
     return index_B, (distance_BX.abs_() > UNSURE * total_B1).all(-1)
 
 
-def _sample_triton(logits_BV: Tensor, noise: Noise, settings: Settings, config: dict[str, int] | None = None) -> Draw:
+def _sample_triton(logits_BV: Tensor, noise: Noise, settings: Settings, config: Config | None = None) -> Draw:
     B, V = logits_BV.shape
     config = config or CONFIGS[architecture(logits_BV.device)]
     logits_BV = logits_BV if logits_BV.stride(1) == 1 or V == 1 else logits_BV.contiguous()
-    num_tiles, num_blocks = cdiv(V, TILE), cdiv(cdiv(V, TILE), config["tiles_per_block"])
+    num_tiles, num_blocks = cdiv(V, TILE), cdiv(cdiv(V, TILE), config.tiles_per_block)
     is_tempered = bool(((settings.temperature_B != 1) & ~settings.is_greedy_B).any())
     is_filtered = bool(settings.is_filtered_B.any())
 
     def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=logits_BV.device)
 
-    def rows(x_B: np.ndarray, dtype: torch.dtype) -> Tensor:
-        return torch.from_numpy(np.array(x_B)).to(logits_BV.device, dtype)
+    rows = partial(uploaded, device=logits_BV.device)
 
     max_BN, sum_BN, moment_BN, mass_BN = (empty(B, num_tiles) for _ in range(4))
     scale_B, floor_B, least_B = rows(settings.scale_B, torch.float32), empty(B), empty(B)
     drawn = Draw(empty(B, dtype=torch.int64), *(empty(B) for _ in range(4)))
     if not B:
         return drawn
-    warps = {"num_warps": config["num_warps"]}
+    warps = {"num_warps": config.num_warps}
     as_defined = {"enable_fp_fusion": False}  # kernels/draw.py
-    blocks = {"TILE": TILE, "R": config["tiles_per_block"], "N": next_power_of_2(num_tiles)}
+    blocks = {"TILE": TILE, "R": config.tiles_per_block, "N": next_power_of_2(num_tiles)}
     _tile_kernel[B * num_blocks,](
         logits_BV, logits_BV.stride(0), V, num_tiles, num_blocks, scale_B, max_BN, sum_BN, moment_BN, mass_BN,
         IS_TEMPERED=is_tempered, TILE=TILE, R=blocks["R"], enable_fp_fusion=True, **warps,
@@ -232,7 +236,7 @@ def _sample_triton(logits_BV: Tensor, noise: Noise, settings: Settings, config: 
         )  # fmt: skip
     _draw_kernel[B,](
         logits_BV, logits_BV.stride(0), V, num_tiles, scale_B, floor_B, least_B,
-        max_BN, sum_BN, moment_BN, mass_BN if is_tempered else sum_BN, *noise.tensors(logits_BV.device),
+        max_BN, sum_BN, moment_BN, mass_BN if is_tempered else sum_BN, *noise.tensors(B, logits_BV.device),
         drawn.token_B, drawn.logprob_B, drawn.drawn_logprob_B, drawn.lse_B, drawn.entropy_B,
         UNSURE=UNSURE, IS_FILTERED=is_filtered, **blocks, **warps, **as_defined,
     )  # fmt: skip

@@ -30,35 +30,52 @@ class Draw:
 
 @dataclass(frozen=True, slots=True)
 class Noise:
-    """What names a draw: uint64 [B] each, the last two below 2^32."""
+    """What names a draw: 64 bits of seed, and sample and position below 2^32, [B] each.
 
-    seed_B: np.ndarray
-    sample_B: np.ndarray
-    position_B: np.ndarray
+    uint64 arrays; or int64 tensors of the same bits that lie on a GPU, and stay there.
+    """
+
+    seed_B: np.ndarray | Tensor
+    sample_B: np.ndarray | Tensor
+    position_B: np.ndarray | Tensor
 
     @classmethod
     def of(cls, B: int, seed_B: Words, sample_B: Words, position_B: Words) -> Noise:
-        """From uint64 arrays, int64 tensors of the same bits, or one number for all rows."""
+        """From arrays, tensors, or one number for all rows. What lies on a GPU is not looked at."""
         words = []
         for name, x in (("seed_B", seed_B), ("sample_B", sample_B), ("position_B", position_B)):
-            x = x.cpu().numpy() if isinstance(x, Tensor) else np.asarray(x)
-            if x.dtype.kind not in "iu" or x.shape not in ((), (B,)):
-                raise ValueError(f"{name} must be integers, one or {B}, got {x.dtype} of shape {x.shape}")
-            x = np.broadcast_to(x.astype(np.uint64), (B,))
-            if name != "seed_B" and B and int(x.max()) >> 32:
-                raise ValueError(f"{name} must lie in [0, 2^32), got {x.astype(np.int64).tolist()}")
+            is_far = isinstance(x, Tensor) and x.device.type != "cpu"
+            x = x if is_far else np.asarray(x)
+            is_integer = not (x.is_floating_point() or x.is_complex()) if is_far else x.dtype.kind in "iu"
+            if not is_integer or tuple(x.shape) not in ((), (B,)):
+                raise ValueError(f"{name} must be integers, one or {B}, got {x.dtype} of shape {tuple(x.shape)}")
+            if not is_far:
+                x = np.broadcast_to(x.astype(np.uint64), (B,))
+                if name != "seed_B" and B and int(x.max()) >> 32:
+                    raise ValueError(f"{name} must lie in [0, 2^32), got {x.astype(np.int64).tolist()}")
             words.append(x)
         return cls(*words)
 
     def rows(self, some: np.ndarray) -> Noise:
         return Noise(self.seed_B[some], self.sample_B[some], self.position_B[some])
 
-    def tensors(self, device: torch.device) -> list[Tensor]:
-        """int64 and twice int32, the same bits."""
-        words = (self.seed_B.astype(np.uint64).view(np.int64), *(
-            x.astype(np.uint32).view(np.int32) for x in (self.sample_B, self.position_B)
-        ))  # fmt: skip
-        return [torch.from_numpy(x).to(device) for x in words]
+    def tensors(self, B: int, device: torch.device) -> list[Tensor]:
+        """int64 and twice int32, of the same bits, on the device."""
+        dtypes = (torch.int64, torch.int32, torch.int32)
+        return [
+            x.to(device, dtype).expand(B).contiguous() if isinstance(x, Tensor) else uploaded(x, dtype, device)
+            for x, dtype in zip((self.seed_B, self.sample_B, self.position_B), dtypes, strict=True)
+        ]
+
+
+def uploaded(x_B: np.ndarray, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """An array as a tensor on a device; without a copy from here if all its entries are equal."""
+    x_B = np.array(x_B)
+    if x_B.dtype == np.uint64:
+        x_B = x_B.view(np.int64) if dtype == torch.int64 else x_B.astype(np.uint32).view(np.int32)
+    if len(x_B) and (x_B == x_B[0]).all():
+        return torch.full((len(x_B),), x_B[0].item(), dtype=dtype, device=device)
+    return torch.from_numpy(x_B).to(device, dtype)
 
 
 @dataclass(frozen=True, slots=True)

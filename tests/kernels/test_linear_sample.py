@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves
 import kernels.linear_sample as module
 from kernels.draw import TILE
 from kernels.linear_sample import (
+    Config,
     _linear_sample_cpu,
     _linear_sample_triton,
     float32_logits,
@@ -30,7 +31,7 @@ from kernels.settings import Draw, Noise, Settings
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.runtime.interpreter")
 
 FIELDS = ("token_B", "logprob_B", "drawn_logprob_B", "lse_B", "entropy_B")
-SMALL = {"BLOCK_B": 16, "BLOCK_D": 16, "num_warps": 4, "num_stages": 2}
+SMALL = Config(16, 16, 4, 2)
 
 
 def exact_problem(B, D, V, dtype=torch.float32, seed=0):

@@ -211,6 +211,20 @@ def test_words_may_be_tensors_or_one_number():
     assert torch.equal(arrays.token_B, tensors.token_B)
 
 
+def test_words_reach_the_device_as_the_same_bits():
+    """Equal entries are filled in there, others are copied; tensors that are there already are left there."""
+    for seed, sample_index in ((np.full(3, (1 << 64) - 5, dtype=np.uint64), 2**32 - 1), (np.arange(3) + (1 << 62), 7)):
+        noise = Noise.of(3, seed, sample_index, np.arange(3))
+        seed_B, sample_B, position_B = noise.tensors(3, torch.device("cpu"))
+        assert np.array_equal(seed_B.numpy().view(np.uint64), noise.seed_B)
+        assert (seed_B.dtype, sample_B.dtype, position_B.dtype) == (torch.int64, torch.int32, torch.int32)
+        assert np.array_equal(sample_B.numpy().view(np.uint32), noise.sample_B) and position_B.tolist() == [0, 1, 2]
+    far = Noise.of(3, torch.zeros(3, dtype=torch.int64, device="meta"), torch.zeros((), device="meta").int(), 5)
+    assert [(x.device.type, tuple(x.shape)) for x in far.tensors(3, torch.device("meta"))] == [("meta", (3,))] * 3
+    with pytest.raises(ValueError, match="seed_B must be integers"):
+        Noise.of(3, torch.zeros(3, device="meta"), 0, 0)
+
+
 @settings(max_examples=30)
 @given(
     st.integers(0, 2**32),
