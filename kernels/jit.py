@@ -2,6 +2,11 @@
 
 Where Triton is not installed (it comes for Linux on x86-64) the torch forms still work: `jit` then leaves a function
 as it is, and nothing launches it.
+
+Triton's interpreter (TRITON_INTERPRET=1) runs kernels in numpy, with differences that a kernel has to allow for:
+`tl.dot` of bfloat16 operands multiplies bit patterns (so launchers pass UPCAST), conversion from float32 to bfloat16
+truncates, `tl.max` passes over nan. Triton 3.6 needs numpy below 2.4 there. A process is interpreted or compiled as a
+whole; compiled kernels are not affected by any of this.
 """
 
 from __future__ import annotations

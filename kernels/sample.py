@@ -4,7 +4,7 @@ Bound by bytes: without a filter the logits are read once. The token is the one 
 every form: sums in floating point only point at it, and where they come too close to a boundary to be sure, or where
 a filter is on, the integers decide.
 
-    B rows   V vocabulary   N tiles   K tokens of a tile   R tiles of a block
+    B rows   V vocabulary   N tiles   K tokens of a tile   W = N K   R tiles of a block
 """
 
 from __future__ import annotations
@@ -140,31 +140,31 @@ def _sample_cpu(logits_BV: Tensor, noise: Noise, settings: Settings) -> Draw:
     num_tiles = cdiv(V, TILE)
     z_BV = logits_BV.float()
     m_B1 = z_BV.amax(-1, keepdim=True)
-    lowest = torch.finfo(torch.float32).min
-    u_BV = (z_BV - m_B1).clamp_(min=lowest)  # finite: 0 · -inf would be nan
-    e_BV = u_BV.new_zeros(B, num_tiles * TILE)
-    torch.exp(u_BV, out=e_BV[:, :V])
-    tile_sum_BN = e_BV.unflatten(-1, (num_tiles, TILE)).sum(-1).double()
+    # Whole tiles, all finite: 0 · -inf would be nan.
+    u_BW = z_BV.new_full((B, num_tiles * TILE), -1e38)
+    u_BV = torch.sub(z_BV, m_B1, out=u_BW[:, :V]).clamp_(min=-1e38)
+    e_BW = u_BW.exp()
+    tile_sum_BN = e_BW.unflatten(-1, (num_tiles, TILE)).sum(-1).double()
     sum_B = tile_sum_BN.sum(-1)
     log_sum_B = sum_B.log().float()
     lse_B = m_B1[:, 0] + log_sum_B
-    entropy_B = (log_sum_B - torch.linalg.vecdot(e_BV[:, :V], u_BV) / sum_B.float()).clamp_(min=0)
+    entropy_B = (log_sum_B - torch.linalg.vecdot(e_BW, u_BW) / sum_B.float()).clamp_(min=0)
     is_right_B = lse_B.isfinite()
     if not is_right_B.all():  # such rows draw from something, to be thrown away
-        e_BV[~is_right_B], tile_sum_BN[~is_right_B], u_BV[~is_right_B] = 1.0, 1.0, 0.0
+        e_BW[~is_right_B], tile_sum_BN[~is_right_B], u_BV[~is_right_B] = 1.0, 1.0, 0.0
         z_BV = z_BV.masked_fill(~is_right_B[:, None], 0.0)
 
-    weight_BV = e_BV
+    weight_BW = e_BW
     if not settings.is_plain:
         scale_B1 = torch.from_numpy(settings.scale_B)[:, None]
         floor_B = settings.floors(z_BV.numpy())
-        weight_BV = torch.zeros_like(e_BV)
-        x_BV = (u_BV * scale_B1).masked_fill_(z_BV < torch.from_numpy(floor_B)[:, None], -torch.inf)
-        torch.exp2(x_BV, out=weight_BV[:, :V])
-        tile_sum_BN = weight_BV.unflatten(-1, (num_tiles, TILE)).sum(-1).double()
+        weight_BW = u_BW * scale_B1
+        weight_BW[:, :V].masked_fill_(z_BV < torch.from_numpy(floor_B)[:, None], -torch.inf)
+        weight_BW.exp2_()
+        tile_sum_BN = weight_BW.unflatten(-1, (num_tiles, TILE)).sum(-1).double()
     u_tile_B = torch.from_numpy(exact.tile_uniform(noise.seed_B, noise.sample_B, noise.position_B))
     tile_B, is_sure_B = _first_above(tile_sum_BN, u_tile_B)
-    weight_BK = weight_BV.unflatten(-1, (num_tiles, TILE))[torch.arange(B), tile_B].double()
+    weight_BK = weight_BW.unflatten(-1, (num_tiles, TILE))[torch.arange(B), tile_B].double()
     u_token_B = torch.from_numpy(token_uniform(noise.seed_B, noise.sample_B, noise.position_B, tile_B.numpy()))
     place_B, is_sure_too_B = _first_above(weight_BK, u_token_B)
     token_B = (tile_B * TILE + place_B).clamp_(max=V - 1)
@@ -184,7 +184,7 @@ def _sample_cpu(logits_BV: Tensor, noise: Noise, settings: Settings) -> Draw:
     drawn_logprob_B = logprob_B
     if not settings.is_plain:
         log_mass_B = tile_sum_BN.sum(-1).log().float()
-        drawn_logprob_B = (_at(u_BV * scale_B1, token_B) / LOG2E - log_mass_B).clamp_(max=0)
+        drawn_logprob_B = (_at(u_BV, token_B) * scale_B1[:, 0] / LOG2E - log_mass_B).clamp_(max=0)
         drawn_logprob_B = drawn_logprob_B.where(torch.from_numpy(~settings.is_greedy_B), 0.0)
         is_plain_B = torch.from_numpy((settings.temperature_B == 1) & ~settings.is_filtered_B)
         drawn_logprob_B = logprob_B.where(is_plain_B, drawn_logprob_B)
