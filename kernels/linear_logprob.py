@@ -27,6 +27,9 @@ _HAS_FLOAT32_SUMS = torch.version.cuda is not None and "dtype_out" in torch.ops.
 # Logits that cost less to keep for backward than to compute again, if memory is not fresh from the system each time.
 _SMALL = 1 << 21
 
+# exp of it is 0 in any dtype, and 0 times it is 0: stands in for -inf.
+_LOWEST = -1e4
+
 
 def linear_logprob_ref(
     hidden_TD: Tensor, weight_VD: Tensor, token_T: Tensor, temperature: float = 1.0
@@ -62,9 +65,9 @@ def linear_logprob(
         ∂ log p_t / ∂z_v = 1[v = t] - p_v,   and ∂H/∂z_v = -Σ_k (∂p_k/∂z_v) log p_k = -p_v (log p_v + H),
         so upstream gradients a of log p_t and b of H give dz_v = a·1[v = t] - p_v (a + b (log p_v + H)).
 
-    bfloat16 and float16 on CUDA go to Triton: no logits in forward, and a token's outputs depend on its own row alone,
-    to the bit. Everything else is torch over chunks of tokens (small inputs: as they are), products in float32 or
-    better by torch's settings. Both are deterministic where torch's products are.
+    bfloat16 and float16 on CUDA go to Triton: no logits in forward, and a token's outputs do not depend on the others.
+    Everything else is torch over chunks of tokens (small inputs: as they are), with products in float32 or better, or
+    what torch is set to make of them (TF32). Both are deterministic where torch's products are.
 
     A logit of nan or +inf, or a row of -inf, gives nan. A logit of -inf has no mass; gradients are finite if it is the
     overflow of finite operands.
@@ -155,12 +158,9 @@ class _LinearLogprob(torch.autograd.Function):
             b_N = None if b_T is None else b_T[rows]
             d_logits(z_NV, dz_NV, token_T[rows], a_T[rows], b_N, entropy_T[rows], max_T[rows], logsum_T[rows])
             if needs_hidden:
-                d_hidden_ND = d_hidden_TD[rows] if hidden_TD.dtype == dtype else hidden_TD.new_empty(
-                    operand_ND.shape, dtype=dtype
-                )  # fmt: skip
+                d_hidden_ND = torch.empty_like(operand_ND, dtype=dtype)
                 _addmm_(d_hidden_ND, dz_NV, operand_VD, beta=0, alpha=alpha)
-                if hidden_TD.dtype != dtype:
-                    d_hidden_TD[rows] = d_hidden_ND
+                d_hidden_TD[rows] = d_hidden_ND
             if needs_weight:
                 _addmm_(d_weight_VD, dz_NV.T, operand_ND, beta=1, alpha=alpha)
         return d_hidden_TD, d_weight_VD.to(weight_VD.dtype) if needs_weight else None, None, None, None, None
@@ -219,8 +219,10 @@ def _d_logits_torch(
     max_N: Tensor,
     logsum_N: Tensor,
 ) -> None:
-    """Fills dz (see `linear_logprob`; z is overwritten): with p = exp(u) / S and log p = u - l,
-    dz = a·1[v = t] + exp(u) (-a - b (H - l) - b u) / S."""
+    """Fills dz and overwrites z. See `linear_logprob`; with p = exp(u) / S and log p = u - l,
+
+    dz = a·1[v = t] + exp(u) (-a - b (H - l) - b u) / S.
+    """
     z_NV.sub_(max_N[:, None])
     torch.exp(z_NV, out=dz_NV)
     inverse_N = logsum_N.neg().exp_()
@@ -234,10 +236,6 @@ def _d_logits_torch(
         torch.addcmul(constant_N1, z_NV, slope_N[:, None], out=z_NV)
         dz_NV.mul_(z_NV)
     dz_NV.scatter_add_(1, token_N[:, None], a_N[:, None])
-
-
-# exp of it is 0 in any dtype, and 0 times it is 0: a stand-in for -inf.
-_LOWEST = -1e4
 
 
 @dataclass(frozen=True, slots=True)
