@@ -24,6 +24,9 @@ from kernels.linear_logprob import (
     linear_logprob_ref,
 )
 
+# The interpreter warns where nan and overflow are what a test is about.
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.runtime.interpreter")
+
 # Several splits, the last one ragged, of several tiles each; a group of token blocks that is not full.
 SMALL = dict(block_t=16, block_v=32, block_d=16, split_v=64, num_warps=4, num_stages=2)
 POINTERS, TMA = Config(**SMALL, tma=False), Config(**SMALL, tma=True)
