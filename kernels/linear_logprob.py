@@ -20,9 +20,7 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 
 from kernels.check import check_dtype, check_shapes, check_token_ids
 from kernels.jit import ARCHITECTURES, INTERPRETED, architecture, cdiv, jit, next_power_of_2, tl, triton
-
-# Products of bfloat16 or float16 whose float32 sums are kept and may be added to. Only CUDA has them.
-_HAS_FLOAT32_SUMS = torch.version.cuda is not None and "dtype_out" in torch.ops.aten.addmm.overloads()
+from kernels.matmul import addmm_
 
 # Logits that cost less to keep for backward than to compute again, if memory is not fresh from the system each time.
 _SMALL = 1 << 21
@@ -114,7 +112,7 @@ def linear_logprob(
 
 
 class _LinearLogprob(torch.autograd.Function):
-    """`on_triton` chooses who computes the forward and the d-logits; `_addmm_` knows what a device can multiply."""
+    """`on_triton` chooses who computes the forward and the d-logits; `addmm_` knows what a device can multiply."""
 
     @staticmethod
     def forward(
@@ -154,15 +152,15 @@ class _LinearLogprob(torch.autograd.Function):
         alpha = 1 / temperature
         for rows, z_NV, dz_NV in _chunks(hidden_TD, len(weight_VD), max_elements, dtype, operand_dtype):
             operand_ND = hidden_TD[rows].to(operand_dtype)
-            _addmm_(z_NV, operand_ND, operand_VD.T, beta=0, alpha=alpha)
+            addmm_(z_NV, operand_ND, operand_VD.T, beta=0, alpha=alpha)
             b_N = None if b_T is None else b_T[rows]
             d_logits(z_NV, dz_NV, token_T[rows], a_T[rows], b_N, entropy_T[rows], max_T[rows], logsum_T[rows])
             if needs_hidden:
                 d_hidden_ND = torch.empty_like(operand_ND, dtype=dtype)
-                _addmm_(d_hidden_ND, dz_NV, operand_VD, beta=0, alpha=alpha)
+                addmm_(d_hidden_ND, dz_NV, operand_VD, beta=0, alpha=alpha)
                 d_hidden_TD[rows] = d_hidden_ND
             if needs_weight:
-                _addmm_(d_weight_VD, dz_NV.T, operand_ND, beta=1, alpha=alpha)
+                addmm_(d_weight_VD, dz_NV.T, operand_ND, beta=1, alpha=alpha)
         return d_hidden_TD, d_weight_VD.to(weight_VD.dtype) if needs_weight else None, None, None, None, None
 
 
@@ -178,16 +176,6 @@ def _chunks(
         yield slice(start, start + N), *(x_NV[:N] for x_NV in buffers)
 
 
-def _addmm_(out_XZ: Tensor, a_XY: Tensor, b_YZ: Tensor, beta: float, alpha: float) -> None:
-    """out = beta · out + alpha · a · b, summed and kept in out's dtype."""
-    if a_XY.dtype == out_XZ.dtype:
-        out_XZ.addmm_(a_XY, b_YZ, beta=beta, alpha=alpha)
-    elif _HAS_FLOAT32_SUMS and a_XY.is_cuda:
-        torch.addmm(out_XZ, a_XY, b_YZ, beta=beta, alpha=alpha, out_dtype=out_XZ.dtype, out=out_XZ)
-    else:
-        out_XZ.addmm_(a_XY.to(out_XZ.dtype), b_YZ.to(out_XZ.dtype), beta=beta, alpha=alpha)
-
-
 def _linear_logprob_torch(
     hidden_TD: Tensor, weight_VD: Tensor, token_T: Tensor, temperature: float, max_elements: int
 ) -> tuple[Tensor, ...]:
@@ -197,7 +185,7 @@ def _linear_logprob_torch(
     logprob_T, entropy_T, max_T, logsum_T = (hidden_TD.new_empty(len(token_T), dtype=dtype) for _ in range(4))
     operand_VD = weight_VD.to(dtype)
     for rows, z_NV, y_NV in _chunks(hidden_TD, len(weight_VD), max_elements, dtype, dtype):
-        _addmm_(z_NV, hidden_TD[rows].to(dtype), operand_VD.T, beta=0, alpha=1 / temperature)
+        addmm_(z_NV, hidden_TD[rows].to(dtype), operand_VD.T, beta=0, alpha=1 / temperature)
         max_T[rows] = z_NV.amax(-1)
         z_NV.sub_(max_T[rows, None])
         torch.exp(z_NV, out=y_NV)

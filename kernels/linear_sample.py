@@ -23,6 +23,7 @@ from kernels import draw as exact
 from kernels.check import check_dtype, check_shapes
 from kernels.draw import LOG2E, TILE, masses_kernel, target_kernel, uniform_kernel, weights_kernel
 from kernels.jit import INTERPRETED, architecture, cdiv, jit, next_power_of_2, tl
+from kernels.matmul import float32_logits
 from kernels.sample import checked, merge_kernel, sample, sample_ref, store_kernel
 from kernels.settings import Draw, Noise, PerRow, Settings, Words, uploaded
 
@@ -92,14 +93,6 @@ def linear_sample(
         form = _linear_sample_triton if hidden_BD.is_cuda else _linear_sample_cpu
         drawn = form(hidden_BD, weight_VD, noise, settings)
     return checked(drawn, "hidden_BD · weight_VD") if check else drawn
-
-
-def float32_logits(hidden_BD: Tensor, weight_VD: Tensor) -> Tensor:
-    """hidden · weightᵀ, float32 [B, V], accumulated in float32 or better."""
-    if hidden_BD.is_cuda and hidden_BD.dtype == torch.bfloat16:
-        return torch.mm(hidden_BD, weight_VD.T, out_dtype=torch.float32)
-    dtype = torch.promote_types(hidden_BD.dtype, torch.float32)
-    return F.linear(hidden_BD.to(dtype), weight_VD.to(dtype)).float()
 
 
 def _linear_sample_cpu(hidden_BD: Tensor, weight_VD: Tensor, noise: Noise, settings: Settings) -> Draw:

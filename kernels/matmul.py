@@ -1,0 +1,32 @@
+"""Matrix products whose sums are kept in float32, whatever their operands are.
+
+A bfloat16 logit of 20 is off by up to 0.06: rounding logits before the soft-max moves log-probabilities by more than a
+step of training does.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+# Products of bfloat16 or float16 whose float32 sums are kept and may be added to. Only CUDA has them.
+_HAS_FLOAT32_SUMS = torch.version.cuda is not None and "dtype_out" in torch.ops.aten.addmm.overloads()
+
+
+def addmm_(out_XZ: Tensor, a_XY: Tensor, b_YZ: Tensor, beta: float = 1.0, alpha: float = 1.0) -> None:
+    """out = beta · out + alpha · a · b, summed and kept in out's dtype; beta 0 does not read out."""
+    if a_XY.dtype == out_XZ.dtype:
+        out_XZ.addmm_(a_XY, b_YZ, beta=beta, alpha=alpha)
+    elif _HAS_FLOAT32_SUMS and a_XY.is_cuda:
+        torch.addmm(out_XZ, a_XY, b_YZ, beta=beta, alpha=alpha, out_dtype=out_XZ.dtype, out=out_XZ)
+    else:
+        out_XZ.addmm_(a_XY.to(out_XZ.dtype), b_YZ.to(out_XZ.dtype), beta=beta, alpha=alpha)
+
+
+def float32_logits(hidden_BD: Tensor, weight_VD: Tensor) -> Tensor:
+    """hidden · weightᵀ, float32 [B, V], summed in float32 or better."""
+    if hidden_BD.dtype == torch.float64:
+        return (hidden_BD @ weight_VD.T).float()
+    logits_BV = hidden_BD.new_empty(len(hidden_BD), len(weight_VD), dtype=torch.float32)
+    addmm_(logits_BV, hidden_BD, weight_VD.T, beta=0)
+    return logits_BV
