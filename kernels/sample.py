@@ -148,7 +148,7 @@ def _sample_cpu(logits_BV: Tensor, noise: Noise, settings: Settings) -> Draw:
     sum_B = tile_sum_BN.sum(-1)
     log_sum_B = sum_B.log().float()
     lse_B = m_B1[:, 0] + log_sum_B
-    entropy_B = (log_sum_B - torch.linalg.vecdot(e_BW, u_BW) / sum_B.float()).clamp_(min=0)
+    entropy_B = (log_sum_B - (e_BW * u_BW).sum(-1) / sum_B.float()).clamp_(min=0)
     is_right_B = lse_B.isfinite()
     if not is_right_B.all():  # such rows draw from something, to be thrown away
         e_BW[~is_right_B], tile_sum_BN[~is_right_B], u_BV[~is_right_B] = 1.0, 1.0, 0.0
