@@ -1,7 +1,8 @@
 """Benchmarks.
 
-python bench/main.py step [--rollouts 4,8,16] [--steps 5] [--out DIR]      time of a GRPO step against n
-python bench/main.py compile [--arch sm_80,sm_90] [--out DIR]              what each kernel takes of a GPU, without one
+python bench/main.py step [--rollouts 4,8,16] [--steps 5] [--out DIR]       time of a GRPO step against n
+python bench/main.py compile [--arch sm_80,sm_90] [--out DIR]               what each kernel takes of a GPU, without one
+python bench/main.py kernels [--only sample,...] [--repeats 5] [--out DIR]  time and memory of each kernel beside others
 """
 
 from __future__ import annotations
@@ -27,7 +28,11 @@ def main(arguments: list[str]) -> int:
     compiled = commands.add_parser("compile", help="registers, spills and shared memory of every kernel, with no GPU")
     compiled.add_argument("--arch", default="sm_80,sm_90", help="architectures, comma-separated")
     compiled.set_defaults(run=_compile)
-    for command in (step, compiled):
+    kernels = commands.add_parser("kernels", help="time and memory of each kernel beside plain torch, here")
+    kernels.add_argument("--only", default="", help="kernels, comma-separated; all of them without it")
+    kernels.add_argument("--repeats", type=int, default=5, help="timed turns of each form")
+    kernels.set_defaults(run=_kernels)
+    for command in (step, compiled, kernels):
         command.add_argument("--out", type=Path, help="folder for the result as JSON and as a Markdown table")
     options = parser.parse_args(arguments)
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as in training, before torch is imported
@@ -52,6 +57,13 @@ def _compile(options: argparse.Namespace) -> None:
     from bench.kernel_resources import run_compile
 
     run_compile(options.arch.split(","), options.out)
+
+
+def _kernels(options: argparse.Namespace) -> None:
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # torch's profiler would tell of every start and stop
+    from bench.kernel_speed import run_kernel_speed
+
+    run_kernel_speed(options.only.split(",") if options.only else [], options.repeats, options.out)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,353 @@
+"""What `bench/main.py kernels` times: each kernel at some shapes, and beside it the same thing as others write it.
+
+The torch forms are the ordinary way to write each thing: logits in memory, log_softmax, autograd, a sort for the
+filters. Matrix products are in the inputs' dtype, so those of bfloat16 round their logits; ours do not.
+
+    B rows   T tokens   D model width   V vocabulary   H query heads   K key/value heads   C head width
+    P tokens of a page   G groups   L tokens of a sequence, or pages in a table   S sequences
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kernels.grpo_loss import grpo_loss
+from kernels.linear_logprob import linear_logprob
+from kernels.linear_sample import linear_sample
+from kernels.paged_attention import SharedPrefix, paged_attention
+from kernels.sample import sample
+
+Outputs = dict[str, Tensor]
+Form = Callable[[], Outputs]
+
+CLIP_LOW, CLIP_HIGH, KL_COEF = 0.2, 0.28, 0.04
+SPREAD = 4.0  # standard deviation of logits: an entropy of some nats, as of language models
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One shape of one kernel.
+
+    Outputs of equal names are equal in all forms; "x_sum" is the sum of "x", and "token…" is random.
+    """
+
+    inputs: dict[str, Tensor]
+    forms: dict[str, Form | None]  # "ours" first; None: not installed here
+    num_bytes: int  # that must move: inputs read once, outputs written once
+    num_flops: int  # of matrix products
+
+
+def sample_case(device: str, B: int, V: int, dtype: torch.dtype, top_k: int = 0, top_p: float = 1.0) -> Case:
+    random = torch.Generator(device).manual_seed(0)
+    logits_BV = _normal(random, B, V, dtype=dtype, scale=SPREAD)
+    draw = sample_torch if (top_k, top_p) == (0, 1.0) else partial(filtered_sample_torch, top_k=top_k, top_p=top_p)
+    ours = partial(sample, logits_BV, **_noise(B, device), top_k=top_k, top_p=top_p, check=False)
+    forms = {"ours": lambda: _drawn(ours())} | {
+        name: partial(form, logits_BV) for name, form in _in_torch(device, draw).items()
+    }
+    return Case({"logits": logits_BV}, forms, logits_BV.nbytes, 0)
+
+
+def linear_sample_case(device: str, B: int, D: int, V: int, dtype: torch.dtype) -> Case:
+    random = torch.Generator(device).manual_seed(0)
+    hidden_BD, weight_VD = _head(random, B, D, V, dtype)
+    ours = partial(linear_sample, hidden_BD, weight_VD, **_noise(B, device), check=False)
+    forms = {"ours": lambda: _drawn(ours())} | {
+        name: partial(form, hidden_BD, weight_VD) for name, form in _in_torch(device, linear_sample_torch).items()
+    }
+    inputs = {"hidden": hidden_BD, "weight": weight_VD}
+    return Case(inputs, forms, hidden_BD.nbytes + weight_VD.nbytes, 2 * B * V * D)
+
+
+def linear_logprob_case(device: str, T: int, D: int, V: int, dtype: torch.dtype, backward: bool) -> Case:
+    random = torch.Generator(device).manual_seed(0)
+    hidden_TD, weight_VD = (x_XD.requires_grad_(backward) for x_XD in _head(random, T, D, V, dtype))
+    token_T = torch.randint(V, (T,), generator=random, device=device)
+    upstream = [_normal(random, T) for _ in range(2)]
+
+    def run(form: Callable) -> Outputs:
+        logprob_T, entropy_T = form(hidden_TD, weight_VD, token_T)
+        outputs = {"logprob": logprob_T.detach(), "entropy": entropy_T.detach()}
+        if not backward:
+            return outputs
+        gradients = torch.autograd.grad((logprob_T, entropy_T), (hidden_TD, weight_VD), upstream)
+        return outputs | dict(zip(("d_hidden", "d_weight"), gradients, strict=True))
+
+    both = {"ours": partial(linear_logprob, check=False)} | _in_torch(device, linear_logprob_torch)
+    forms: dict[str, Form | None] = {name: partial(run, form) for name, form in both.items()}
+    if device != "cpu":
+        forms["Liger"] = liger_cross_entropy(hidden_TD, weight_VD, token_T, backward)
+    inputs = {"hidden": hidden_TD, "weight": weight_VD, "token": token_T}
+    passes = 2 if backward else 1
+    num_bytes = passes * (hidden_TD.nbytes + weight_VD.nbytes)
+    return Case(inputs, forms, num_bytes, (8 if backward else 2) * T * V * D)
+
+
+def grpo_loss_case(device: str, T: int) -> Case:
+    random = torch.Generator(device).manual_seed(0)
+    logprob_T = (-_normal(random, T).abs()).requires_grad_()
+    old_T, reference_T = (logprob_T.detach() + _normal(random, T, scale=0.2) for _ in range(2))
+    advantage_T, upstream_T = _normal(random, T), _normal(random, T)
+    mask_T = torch.rand(T, generator=random, device=device) < 0.9
+
+    def ours(*tensors: Tensor) -> tuple[Tensor, ...]:
+        *tensors, reference_T, mask_T = tensors
+        result = grpo_loss(
+            *tensors, clip_low=CLIP_LOW, clip_high=CLIP_HIGH, reference_logprob_T=reference_T, kl_coef=KL_COEF,
+            mask_T=mask_T, num_tokens=T,
+        )  # fmt: skip
+        return result.loss_T, result.is_clipped_T, result.kl_T
+
+    def run(form: Callable) -> Outputs:
+        loss_T, is_clipped_T, kl_T = form(logprob_T, old_T, advantage_T, reference_T, mask_T)
+        (d_logprob_T,) = torch.autograd.grad(loss_T, logprob_T, upstream_T)
+        return {"loss": loss_T.detach(), "is_clipped": is_clipped_T, "kl": kl_T.detach(), "d_logprob": d_logprob_T}
+
+    forms = {name: partial(run, form) for name, form in ({"ours": ours} | _in_torch(device, grpo_loss_torch)).items()}
+    inputs = {"logprob": logprob_T, "old": old_T, "advantage": advantage_T, "reference": reference_T, "mask": mask_T}
+    # Forward reads the inputs and writes loss, KL, slope and a byte; backward reads slope and upstream, writes one.
+    return Case(inputs, forms, sum(x_T.nbytes for x_T in inputs.values()) + (4 + 4 + 4 + 1 + 12) * T, 0)
+
+
+def linear_grpo_loss_case(device: str, S: int, L: int, D: int, V: int, dtype: torch.dtype) -> Case:
+    """From hidden states to the step's loss: linear_logprob and grpo_loss. The loss that Liger offers starts there."""
+    random = torch.Generator(device).manual_seed(0)
+    T = S * L
+    hidden_TD, weight_VD = (x_XD.requires_grad_() for x_XD in _head(random, T, D, V, dtype))
+    token_T = torch.randint(V, (T,), generator=random, device=device)
+    with torch.no_grad():
+        logprob_T, _ = linear_logprob(hidden_TD, weight_VD, token_T)
+    old_T, reference_T = (logprob_T + _normal(random, T, scale=0.2) for _ in range(2))
+    advantage_S, mask_T = _normal(random, S), torch.ones(T, dtype=torch.bool, device=device)
+
+    def ours(hidden_TD: Tensor, weight_VD: Tensor, advantage_T: Tensor) -> Tensor:
+        logprob_T, _ = linear_logprob(hidden_TD, weight_VD, token_T, check=False)
+        return grpo_loss(
+            logprob_T, old_T, advantage_T, clip_low=CLIP_LOW, clip_high=CLIP_HIGH, reference_logprob_T=reference_T,
+            kl_coef=KL_COEF, num_tokens=T,
+        ).loss_T  # fmt: skip
+
+    def in_torch(hidden_TD: Tensor, weight_VD: Tensor, advantage_T: Tensor) -> Tensor:
+        logprob_TV = F.linear(hidden_TD, weight_VD).float().log_softmax(-1)
+        logprob_T = logprob_TV.gather(-1, token_T[:, None])[:, 0]
+        return grpo_loss_torch(logprob_T, old_T, advantage_T, reference_T, mask_T)[0]
+
+    def run(form: Callable) -> Outputs:
+        loss = form(hidden_TD, weight_VD, advantage_S.repeat_interleave(L)).sum()
+        d_hidden_TD, d_weight_VD = torch.autograd.grad(loss, (hidden_TD, weight_VD))
+        return {"loss": loss.detach(), "d_hidden": d_hidden_TD, "d_weight": d_weight_VD}
+
+    both = {"ours": ours} | _in_torch(device, in_torch)
+    forms: dict[str, Form | None] = {name: partial(run, form) for name, form in both.items()}
+    if device != "cpu":
+        forms["Liger"] = liger_grpo(hidden_TD, weight_VD, token_T, advantage_S, reference_T, old_T)
+    inputs = {
+        "hidden": hidden_TD, "weight": weight_VD, "token": token_T, "advantage": advantage_S, "reference": reference_T,
+        "old": old_T,
+    }  # fmt: skip
+    return Case(inputs, forms, 2 * (hidden_TD.nbytes + weight_VD.nbytes), 8 * T * V * D)
+
+
+def paged_attention_case(
+    device: str, G: int, n: int, prefix: int, own: int, H: int, K: int, C: int, P: int, dtype: torch.dtype
+) -> Case:
+    """G groups of n rows; in the flat form each row reads the prefix, by way of its own table, from the same pages."""
+    random = torch.Generator(device).manual_seed(0)
+    B = G * n
+    shared, alone = G * prefix // P, B * own // P
+    page_N = torch.randperm(shared + alone, generator=random, device=device).int()
+    key_NPKC, value_NPKC = (_normal(random, shared + alone, P, K, C, dtype=dtype) for _ in range(2))
+    q_BHC = _normal(random, B, H, C, dtype=dtype)
+    prefix_GL, own_BL = page_N[:shared].view(G, -1), page_N[shared:].view(B, -1)
+    flat_BL = torch.cat([prefix_GL.repeat_interleave(n, 0), own_BL], 1)
+
+    def lengths(number: int, tokens: int) -> Tensor:
+        return torch.full((number,), tokens, dtype=torch.int32, device=device)
+
+    row_start_G1 = torch.arange(0, B + 1, n, dtype=torch.int32, device=device)
+    siblings = SharedPrefix(prefix_GL, lengths(G, prefix), row_start_G1, n)
+    pages, flat_length_B, own_length_B = (q_BHC, key_NPKC, value_NPKC), lengths(B, prefix + own), lengths(B, own)
+    ours = partial(paged_attention, *pages, own_BL, own_length_B, prefix=siblings, check=False)
+    flat = partial(paged_attention, *pages, flat_BL, flat_length_B, check=False)
+    forms = {"ours": lambda: {"out": ours()}, "ours, flat": lambda: {"out": flat()}}
+    index_BL = flat_BL.long()
+    for name, form in _in_torch(device, paged_attention_torch).items():
+        forms[name] = lambda form=form: {"out": form(*pages, index_BL)}
+    num_bytes = (G * prefix + B * own) * 2 * K * C * q_BHC.itemsize + 2 * q_BHC.nbytes
+    inputs = {"q": q_BHC, "key_pages": key_NPKC, "value_pages": value_NPKC}
+    return Case(inputs, forms, num_bytes, 4 * B * H * C * (prefix + own))
+
+
+def sample_torch(logits_BV: Tensor) -> Outputs:
+    """Soft-max, entropy and an exponential race, in float32."""
+    logprob_BV = logits_BV.float().log_softmax(-1)
+    p_BV = logprob_BV.exp()
+    entropy_B = -(p_BV * logprob_BV).sum(-1)
+    return _chosen(_race(p_BV), logprob_BV, entropy_B)
+
+
+def filtered_sample_torch(logits_BV: Tensor, top_k: int, top_p: float) -> Outputs:
+    """By a sort: the top_k largest, and of those the fewest whose mass reaches top_p."""
+    logprob_BV = logits_BV.float().log_softmax(-1)
+    entropy_B = -(logprob_BV.exp() * logprob_BV).sum(-1)
+    sorted_BV, order_BV = logprob_BV.sort(-1, descending=True)
+    if top_k:
+        sorted_BV[:, top_k:] = -torch.inf
+    p_BV = sorted_BV.softmax(-1)
+    p_BV = p_BV.masked_fill(p_BV.cumsum(-1) - p_BV >= top_p, 0)
+    return _chosen(order_BV.gather(-1, _race(p_BV)[:, None])[:, 0], logprob_BV, entropy_B)
+
+
+def _race(p_BV: Tensor) -> Tensor:
+    """The first of exponential clocks of rates p. Uses p up."""
+    return p_BV.div_(torch.empty_like(p_BV).exponential_()).argmax(-1)
+
+
+def _chosen(token_B: Tensor, logprob_BV: Tensor, entropy_B: Tensor) -> Outputs:
+    return {"token": token_B, "token_logprob": logprob_BV.gather(-1, token_B[:, None])[:, 0], "entropy": entropy_B}
+
+
+def linear_sample_torch(hidden_BD: Tensor, weight_VD: Tensor) -> Outputs:
+    return sample_torch(F.linear(hidden_BD, weight_VD))
+
+
+def linear_logprob_torch(hidden_TD: Tensor, weight_VD: Tensor, token_T: Tensor) -> tuple[Tensor, Tensor]:
+    logprob_TV = F.linear(hidden_TD, weight_VD).float().log_softmax(-1)
+    entropy_T = -(logprob_TV.exp() * logprob_TV).sum(-1)
+    return logprob_TV.gather(-1, token_T[:, None])[:, 0], entropy_T
+
+
+def grpo_loss_torch(
+    logprob_T: Tensor, old_T: Tensor, advantage_T: Tensor, reference_T: Tensor, mask_T: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(loss, whether it is clipped, KL by k3) of every token."""
+    ratio_T = (logprob_T - old_T).exp()
+    whole_T, clipped_T = ratio_T * advantage_T, ratio_T.clamp(1 - CLIP_LOW, 1 + CLIP_HIGH) * advantage_T
+    u_T = reference_T - logprob_T
+    kl_T = (u_T.exp() - u_T - 1).masked_fill(~mask_T, 0)
+    loss_T = KL_COEF * kl_T - torch.minimum(whole_T, clipped_T).masked_fill(~mask_T, 0)
+    return loss_T / len(loss_T), (clipped_T < whole_T) & mask_T, kl_T
+
+
+def paged_attention_torch(q_BHC: Tensor, key_NPKC: Tensor, value_NPKC: Tensor, table_BL: Tensor) -> Tensor:
+    """Pages gathered, then torch's attention; every row has as many tokens as its table has slots."""
+    key_BKTC, value_BKTC = (pages[table_BL].flatten(1, 2).transpose(1, 2) for pages in (key_NPKC, value_NPKC))
+    return F.scaled_dot_product_attention(q_BHC[:, :, None], key_BKTC, value_BKTC, enable_gqa=True)[:, :, 0]
+
+
+def liger_cross_entropy(hidden_TD: Tensor, weight_VD: Tensor, token_T: Tensor, backward: bool) -> Form | None:
+    """-Σ log p alone: without entropies, and without a gradient of its own for each token."""
+    try:
+        from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
+    except ImportError:
+        return None
+    cross_entropy = LigerFusedLinearCrossEntropyLoss(reduction="sum", accum_dtype=torch.float32)
+
+    def run() -> Outputs:
+        loss = cross_entropy(weight_VD, hidden_TD, token_T)
+        gradients = torch.autograd.grad(loss, (hidden_TD, weight_VD)) if backward else ()
+        return {"logprob_sum": -loss.detach()} | {f"gradient {i}": gradient for i, gradient in enumerate(gradients)}
+
+    return run
+
+
+def liger_grpo(
+    hidden_TD: Tensor, weight_VD: Tensor, token_T: Tensor, advantage_S: Tensor, reference_T: Tensor, old_T: Tensor
+) -> Form | None:
+    try:
+        from liger_kernel.chunked_loss import LigerFusedLinearGRPOLoss
+    except ImportError:
+        return None
+    loss_of = LigerFusedLinearGRPOLoss(beta=KL_COEF, epsilon_low=CLIP_LOW, epsilon_high=CLIP_HIGH, loss_type="bnpo")
+    token_SL, reference_SL, old_SL = (x_T.view(len(advantage_S), -1) for x_T in (token_T, reference_T, old_T))
+    mask_SL = torch.ones_like(old_SL)
+
+    def run() -> Outputs:
+        hidden_SLD = hidden_TD.view(*token_SL.shape, -1)
+        loss, _ = loss_of(
+            hidden_SLD, weight_VD, token_SL, mask_SL, advantage_S, ref_per_token_logps=reference_SL,
+            old_per_token_logps=old_SL,
+        )  # fmt: skip
+        d_hidden_TD, d_weight_VD = torch.autograd.grad(loss, (hidden_TD, weight_VD))
+        return {"loss": loss.detach(), "d_hidden": d_hidden_TD, "d_weight": d_weight_VD}
+
+    return run
+
+
+def _in_torch(device: str, form: Callable) -> dict[str, Callable]:
+    """The form, and on a GPU also compiled, for these shapes alone."""
+    if device == "cpu":
+        return {"torch": form}
+    torch._dynamo.reset()  # after a few shapes of one function it would run uncompiled, without a word
+    return {"torch": form, "torch.compile": torch.compile(form, dynamic=False)}
+
+
+def _normal(random: torch.Generator, *shape: int, dtype: torch.dtype = torch.float32, scale: float = 1.0) -> Tensor:
+    return torch.randn(shape, generator=random, device=random.device, dtype=dtype).mul_(scale)
+
+
+def _head(random: torch.Generator, T: int, D: int, V: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Hidden states, and an LM head that makes logits of them with the spread of a language model's."""
+    return _normal(random, T, D, dtype=dtype), _normal(random, V, D, dtype=dtype, scale=SPREAD * D**-0.5)
+
+
+def _noise(B: int, device: str) -> dict[str, Tensor]:
+    zero_B = torch.zeros(B, dtype=torch.int64, device=device)
+    return {"seed_B": torch.arange(B, device=device), "sample_B": zero_B, "position_B": zero_B}
+
+
+def _drawn(draw) -> Outputs:
+    return {"token": draw.token_B, "token_logprob": draw.logprob_B, "entropy": draw.entropy_B}
+
+
+MAKERS: dict[str, Callable[..., Case]] = {
+    "sample": sample_case,
+    "linear_sample": linear_sample_case,
+    "linear_logprob": linear_logprob_case,
+    "grpo_loss": grpo_loss_case,
+    "linear_grpo_loss": linear_grpo_loss_case,
+    "paged_attention": paged_attention_case,
+}
+
+_V = 151_936  # Qwen3; its 8B has D 4096, 32 query and 8 key/value heads of 128, its 14B D 5120
+_BF16, _FP32 = torch.bfloat16, torch.float32
+SHAPES: dict[str, dict[str, list[dict]]] = {
+    "cuda": {
+        "sample": [{"B": B, "V": _V, "dtype": dtype} for dtype in (_BF16, _FP32) for B in (1, 16, 64, 256, 512)]
+        + [{"B": 256, "V": _V, "dtype": _BF16, "top_k": 20, "top_p": 0.95}],
+        "linear_sample": [
+            {"B": B, "D": D, "V": _V, "dtype": _BF16} for D in (4096, 5120) for B in (1, 8, 16, 64, 256)
+        ],
+        "linear_logprob": [
+            {"T": T, "D": D, "V": _V, "dtype": _BF16, "backward": backward}
+            for backward in (False, True) for D in (4096, 5120) for T in (4096, 8192, 32_768)
+        ],
+        "grpo_loss": [{"T": T} for T in (4096, 32_768, 131_072)],
+        "linear_grpo_loss": [{"S": 8, "L": 1024, "D": D, "V": _V, "dtype": _BF16} for D in (4096, 5120)],
+        "paged_attention": [
+            {"G": 32, "n": n, "prefix": 2048, "own": 512, "H": 32, "K": 8, "C": 128, "P": 16, "dtype": _BF16}
+            for n in (8, 32)
+        ],
+    },
+    "cpu": {
+        "sample": [
+            {"B": 64, "V": 32_768, "dtype": _FP32},
+            {"B": 64, "V": 32_768, "dtype": _FP32, "top_k": 20, "top_p": 0.95},
+        ],
+        "linear_sample": [{"B": 64, "D": 512, "V": 32_768, "dtype": _FP32}],
+        "linear_logprob": [
+            {"T": 2048, "D": 512, "V": 32_768, "dtype": _FP32, "backward": backward} for backward in (False, True)
+        ],
+        "grpo_loss": [{"T": 65_536}],
+        "linear_grpo_loss": [{"S": 8, "L": 256, "D": 512, "V": 32_768, "dtype": _FP32}],
+        "paged_attention": [
+            {"G": 4, "n": 8, "prefix": 1024, "own": 128, "H": 16, "K": 8, "C": 128, "P": 16, "dtype": _FP32}
+        ],
+    },
+}  # fmt: skip
