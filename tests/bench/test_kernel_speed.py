@@ -114,7 +114,7 @@ def test_liger_is_asked_for_the_same_loss(monkeypatch):
     assert len(form()) == 3
     assert difference(case.forms["ours"](), form()) < 1e-6
 
-    case = MAKERS["linear_grpo_loss"]("cpu", S=3, L=4, **shape)
+    case = MAKERS["linear_grpo_loss"]("cpu", S=8, L=64, **shape)
     form = liger_grpo(*(case.inputs[x] for x in ("hidden", "weight", "token", "advantage", "reference", "old")))
     assert form().keys() == {"loss", "d_hidden", "d_weight"}
     assert difference(case.forms["ours"](), form()) < 1e-5
@@ -322,6 +322,54 @@ def test_a_failure_of_ours_is_an_error_after_all_is_written(tmp_path, monkeypatc
 def test_an_argument_that_makes_no_sense_is_one_line(arguments, message, capsys):
     assert main(["kernels", *arguments]) == 1
     assert capsys.readouterr().err == f"error: {message}\n"
+
+
+def test_ceilings_are_bytes_and_flops_over_their_times(monkeypatch):
+    randn = torch.randn
+    monkeypatch.setattr(torch, "randn", lambda *shape, device: randn(*shape, device="meta"))
+
+    def do_bench(form, **_):
+        form()
+        return 2.0  # ms
+
+    monkeypatch.setattr(kernel_speed, "triton", SimpleNamespace(testing=SimpleNamespace(do_bench=do_bench)))
+    ceilings = GpuMeter().ceilings()
+    # 1 GiB read and 1 GiB written, and 2 · 8192³, in 2 ms.
+    assert ceilings == pytest.approx({"copy_bytes_per_s": 2**31 / 2e-3, "bf16_flops_per_s": 2 * 8192**3 / 2e-3})
+
+
+def test_time_in_kernels_is_that_of_the_device_alone(monkeypatch):
+    def event(device, us, is_user_annotation=False):
+        return SimpleNamespace(
+            device_type=getattr(kernel_speed.DeviceType, device), is_user_annotation=is_user_annotation,
+            time_range=SimpleNamespace(elapsed_us=lambda: us),
+        )  # fmt: skip
+
+    runs = [
+        [event("CPU", 900), event("CUDA", 30), event("CUDA", 12), event("CUDA", 800, is_user_annotation=True)],
+        [event("CUDA", 7000)],
+        [event("CUDA", 20), event("CUDA", 20)],
+        [], [], [],
+    ]  # fmt: skip
+
+    class Profile:
+        def __init__(self, activities):
+            self.seen = runs.pop(0)
+
+        def events(self):
+            return self.seen
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+    monkeypatch.setattr(kernel_speed, "profile", Profile)
+    monkeypatch.setattr(torch, "empty", lambda *_, **__: torch.zeros(1))
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    assert GpuMeter().kernels_ms(dict) == 0.042
+    assert GpuMeter().kernels_ms(dict) is None
 
 
 def test_on_a_gpu_torch_is_also_compiled():
