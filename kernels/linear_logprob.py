@@ -261,7 +261,8 @@ def _linear_logprob_triton(
     """
     T, V = len(hidden_TD), len(weight_VD)
     config = config or CONFIGS[architecture(hidden_TD.device)]
-    hidden_TD, weight_VD = (_whole_blocks(x_XD, config.block_d) for x_XD in (hidden_TD, weight_VD))
+    hidden_TD = _whole_blocks(hidden_TD, config.block_t, config.block_d)
+    weight_VD = _whole_blocks(weight_VD, config.block_v, config.block_d)
     num_splits = cdiv(V, config.split_v)
     partials = [hidden_TD.new_empty(num_splits, T, dtype=torch.float32) for _ in range(3)]
     logprob_T, entropy_T, max_T, logsum_T, target_T = (hidden_TD.new_empty(T, dtype=torch.float32) for _ in range(5))
@@ -279,22 +280,28 @@ def _linear_logprob_triton(
         SPLIT_V=config.split_v, GROUP_T=_GROUP_T,
         BLOCK_T=config.block_t, BLOCK_V=config.block_v, BLOCK_D=config.block_d,
         TMA=config.tma, UPCAST=INTERPRETED and hidden_TD.dtype == torch.bfloat16,
-        num_warps=config.num_warps, num_stages=config.num_stages,
+        num_warps=config.num_warps, num_stages=config.num_stages, enable_fp_fusion=True,
     )  # fmt: skip
     block_s = next_power_of_2(num_splits)
     block_t = max(1, 4096 // block_s)
     _merge_kernel[(cdiv(T, block_t),)](
         *partials, target_T, logprob_T, entropy_T, max_T, logsum_T,
-        T, num_splits, 1 / temperature, BLOCK_S=block_s, BLOCK_T=block_t, num_warps=4,
+        T, num_splits, 1 / temperature, BLOCK_S=block_s, BLOCK_T=block_t, num_warps=4, enable_fp_fusion=True,
     )  # fmt: skip
     return logprob_T, entropy_T, max_T, logsum_T
 
 
-def _whole_blocks(x_XD: Tensor, block_d: int) -> Tensor:
-    """x, if its rows are whole blocks on 16-byte boundaries; else a copy with zeros appended. Real widths need none."""
+def _whole_blocks(x_XD: Tensor, block_x: int, block_d: int) -> Tensor:
+    """x, if its rows are whole blocks that a program can address; else a copy with zeros appended.
+
+    Rows have to start on 16-byte boundaries and may not overlap (descriptors), and 32-bit offsets have to reach from
+    the first row of a block to its last. What comes from a model is taken as it is.
+    """
     X, D = x_XD.shape
     padded_D = cdiv(max(D, 1), block_d) * block_d
-    if padded_D == D and x_XD.stride(1) == 1 and x_XD.stride(0) % 8 == 0 and x_XD.data_ptr() % 16 == 0:
+    stride = x_XD.stride(0)
+    is_aligned = x_XD.stride(1) == 1 and stride % 8 == 0 and x_XD.data_ptr() % 16 == 0
+    if padded_D == D and is_aligned and stride >= D and (block_x - 1) * stride + D <= 1 << 31:
         return x_XD
     copy_XD = x_XD.new_zeros(X, padded_D)
     copy_XD[:, :D] = x_XD
@@ -316,7 +323,9 @@ def _d_logits_triton(
     b_N = torch.zeros_like(a_N) if b_N is None else b_N
     per_token = (x_N.contiguous() for x_N in (token_N, a_N, b_N, entropy_N, max_N, logsum_N))
     block_v = min(4096, next_power_of_2(V))
-    _d_logits_kernel[(N, cdiv(V, block_v))](z_NV, dz_NV, *per_token, V, BLOCK_V=block_v, num_warps=8)
+    _d_logits_kernel[(N, cdiv(V, block_v))](
+        z_NV, dz_NV, *per_token, V, BLOCK_V=block_v, num_warps=8, enable_fp_fusion=True
+    )  # fmt: skip
 
 
 @jit

@@ -20,6 +20,7 @@ from kernels.linear_logprob import (
     Config,
     _linear_logprob_triton,
     _LinearLogprob,
+    _whole_blocks,
     linear_logprob,
     linear_logprob_ref,
 )
@@ -27,7 +28,7 @@ from kernels.linear_logprob import (
 # The interpreter warns where nan and overflow are what a test is about.
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.runtime.interpreter")
 
-# Several splits, the last one ragged, of several tiles each; a group of token blocks that is not full.
+# So that inputs of tests are several splits, the last one ragged, of several tiles each.
 SMALL = dict(block_t=16, block_v=32, block_d=16, split_v=64, num_warps=4, num_stages=2)
 POINTERS, TMA = Config(**SMALL, tma=False), Config(**SMALL, tma=True)
 
@@ -195,11 +196,11 @@ def test_triton_sums_weight_gradients_in_float32(triton_device):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_on_a_gpu(dtype):
     """The public function, at a size with several shipped blocks in every direction."""
-    inputs = problem(300, 192, 2500, dtype, scale=2.0)
+    inputs = problem(2200, 192, 2500, dtype, scale=2.0)  # more than 16 blocks of 128 tokens: a second group
     right = exact(inputs, 0.7)
     inputs = to("cuda", inputs)
     theirs = (x.cpu() for x in outputs_and_gradients(rounded_logits, *inputs, 0.7))
-    ours = (x.cpu() for x in outputs_and_gradients(linear_logprob, *inputs, 0.7, max_elements=70 * 2500))
+    ours = (x.cpu() for x in outputs_and_gradients(linear_logprob, *inputs, 0.7, max_elements=500 * 2500))
     for our, their, x in zip(ours, theirs, right, strict=True):
         assert rms(our - x) <= 2 * rms(their - x) + 1e-6
 
@@ -223,6 +224,86 @@ def test_triton_splits_change_nothing(triton_device):
         config = Config(**SMALL | {"split_v": split_v}, tma=False)
         for ours, right in zip(_linear_logprob_triton(*inputs, 1.0, config)[:2], expected, strict=True):
             torch.testing.assert_close(ours, right, rtol=1e-5, atol=1e-5)
+
+
+@pytest.fixture
+def nan_memory():
+    """Memory that nobody has written to holds nan, not the results of an earlier run."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("config", [POINTERS, TMA], ids=["pointers", "tma"])
+def test_triton_takes_every_block_of_every_group(config, triton_device, nan_memory):
+    """Two whole groups of 16 blocks of tokens and one of a single block; two splits."""
+    inputs = problem(16 * 16 * 2 + 5, 16, 70, torch.float16)
+    ours = _linear_logprob_triton(*to(triton_device, inputs), 1.0, config)[:2]
+    for our, right in zip(ours, exact(inputs)[:2], strict=True):
+        torch.testing.assert_close(our.cpu().double(), right, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("config", [POINTERS, TMA], ids=["pointers", "tma"])
+# 32-bit offsets reach from the first to the last row of any block; not in a block of 32 rows, which is copied.
+@pytest.mark.parametrize("far", [1 << 26, 1 << 27])
+def test_triton_with_rows_far_apart(far, config, triton_device):
+    """2^31 elements from the first row to the last; memory between rows is reserved and never touched."""
+    X = (1 << 31) // far + 1
+    inputs = to(triton_device, problem(X, 16, X, torch.float16))
+    memory = torch.empty((X - 1) * far + 32, dtype=torch.float16, device=triton_device)
+    views = [memory.as_strided((X, 16), (far, 1), start) for start in (0, 16)]
+    for view, x in zip(views, inputs, strict=False):
+        view.copy_(x.detach())
+    ours = _linear_logprob_triton(*views, inputs[2], 1.0, config)
+    expected = _linear_logprob_triton(*inputs, 1.0, config)
+    assert all(torch.equal(x, y) for x, y in zip(ours, expected, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("x_XD", "is_taken"),
+    [
+        (torch.ones(20, 32), True),
+        (torch.ones(20, 64)[:, 32:], True),
+        (torch.ones(20, 32)[3:], True),
+        (torch.ones(20, 40)[:, 1:33], False),
+        (torch.ones(20, 36)[:, :32], False),
+        (torch.ones(20, 31), False),
+        (torch.ones(32, 20).T, False),
+        (torch.ones(20, 64)[:, ::2], False),
+        (torch.ones(32).expand(20, 32), False),
+        (torch.ones(512).as_strided((20, 32), (16, 1)), False),
+        (torch.empty_strided((20, 32), (1 << 27, 1), device="meta"), True),
+        (torch.empty_strided((20, 32), (1 << 28, 1), device="meta"), False),
+    ],
+)
+def test_rows_are_taken_as_they_are_or_copied(x_XD, is_taken):
+    blocks_XD = _whole_blocks(x_XD, 16, 16)
+    assert (blocks_XD is x_XD) == is_taken
+    assert blocks_XD.shape == (len(x_XD), 32)
+    if not is_taken:
+        assert blocks_XD.is_contiguous()
+        assert x_XD.is_meta or torch.equal(blocks_XD[:, : x_XD.shape[1]], x_XD)
+
+
+@pytest.mark.parametrize("config", [POINTERS, TMA], ids=["pointers", "tma"])
+@pytest.mark.parametrize(
+    "view",
+    [
+        lambda x: x[:, 1:33],
+        lambda x: x.as_strided((20, 32), (36, 1)),
+        lambda x: x[:1, :32].expand(20, -1),
+        lambda x: x[:, :32:2],
+    ],
+    ids=["off a boundary", "rows off a boundary", "one row", "columns apart"],
+)
+def test_triton_with_views(view, config, triton_device):
+    generator = torch.Generator().manual_seed(0)
+    both_2XY = torch.randn(2, 20, 40, generator=generator).to(triton_device, torch.float16)
+    hidden_TD, weight_VD = view(both_2XY[0]), view(both_2XY[1].clone())
+    token_T = torch.arange(20, device=triton_device)
+    ours = _linear_logprob_triton(hidden_TD, weight_VD, token_T, 1.0, config)
+    expected = _linear_logprob_triton(hidden_TD.clone(), weight_VD.clone(), token_T, 1.0, config)
+    assert all(torch.equal(x, y) for x, y in zip(ours, expected, strict=True))
 
 
 def test_triton_gives_a_token_the_same_bits_in_any_batch(triton_device):
