@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from numbers import Real
 from typing import Literal, NamedTuple
 
 import torch
@@ -144,6 +145,7 @@ def grpo_loss(
     - NaN in an unmasked token's input gives a NaN loss there, and a NaN gradient where that is a function of the input
       (a clipped token's is none of w, and that of k1 none of the reference).
     - A masked token gives exactly 0 in loss, KL and gradient, whatever its inputs, and is not clipped.
+    - A gradient of 0 stays 0 whatever the gradient of its loss, inf and NaN too.
     - A term with coefficient 0 is left out, and with it a NaN in its input; a reference is measured all the same.
     - The gradient flows to logprob and entropy alone. It cannot be differentiated again.
 
@@ -173,16 +175,17 @@ def grpo_loss(
     for name, tensor in tensors.items():
         check_dtype(name, tensor, *([torch.bool] if name == "mask" else FLOATS))
     for name, value, is_right, right in (
-        ("clip_low", clip_low, 0 <= clip_low < 1, "in [0, 1)"),
-        ("clip_high", clip_high, clip_high >= 0, "at least 0"),
-        ("dual_clip", dual_clip, dual_clip is None or dual_clip > 1, "above 1, or None"),
-        ("kl_estimator", kl_estimator, kl_estimator in ("k1", "k2", "k3"), "k1, k2 or k3"),
-        ("kl_coef", kl_coef, 0 <= kl_coef < float("inf"), "at least 0 and finite"),
-        ("entropy_coef", entropy_coef, 0 <= entropy_coef < float("inf"), "at least 0 and finite"),
-        ("num_tokens", num_tokens, 0 < num_tokens < float("inf"), "positive and finite"),
+        ("clip_low", clip_low, lambda x: 0 <= x < 1, "in [0, 1)"),
+        ("clip_high", clip_high, lambda x: x >= 0, "at least 0"),
+        ("dual_clip", float("inf") if dual_clip is None else dual_clip, lambda x: x > 1, "above 1, or None"),
+        ("kl_coef", kl_coef, lambda x: 0 <= x < float("inf"), "at least 0 and finite"),
+        ("entropy_coef", entropy_coef, lambda x: 0 <= x < float("inf"), "at least 0 and finite"),
+        ("num_tokens", num_tokens, lambda x: 0 < x < float("inf"), "positive and finite"),
     ):
-        if not is_right:
-            raise ValueError(f"{name} must be {right}, got {value}")
+        if not (isinstance(value, Real) and is_right(value)):
+            raise ValueError(f"{name} must be {right}, got {value!r}")
+    if kl_estimator not in ("k1", "k2", "k3"):
+        raise ValueError(f"kl_estimator must be k1, k2 or k3, got {kl_estimator!r}")
     if kl_coef and reference_logprob_T is None:
         raise ValueError(f"kl_coef={kl_coef} needs reference_logprob")
     if entropy_coef and entropy_T is None:
@@ -191,12 +194,13 @@ def grpo_loss(
     options = _Options(*map(float, bounds), float(kl_coef), kl_estimator, float(entropy_coef), float(num_tokens))
     has_triton = triton is not None and logprob_T.is_cuda and logprob_T.dtype != torch.float64
     form = _grpo_loss_triton if has_triton else _grpo_loss_torch
-    return TokenLoss(
-        *_GrpoLoss.apply(
-            form, options, logprob_T, old_logprob_T, advantage_T, reference_logprob_T, importance_weight_T,
-            entropy_T if entropy_coef else None, mask_T,
-        )
-    )  # fmt: skip
+    with torch.cuda.device_of(logprob_T):  # where Triton launches, whatever the current device is
+        return TokenLoss(
+            *_GrpoLoss.apply(
+                form, options, logprob_T, old_logprob_T, advantage_T, reference_logprob_T, importance_weight_T,
+                entropy_T if entropy_coef else None, mask_T,
+            )
+        )  # fmt: skip
 
 
 class _GrpoLoss(torch.autograd.Function):
@@ -224,7 +228,8 @@ class _GrpoLoss(torch.autograd.Function):
         slope_T, mask_T = ctx.saved_tensors
         d_logprob_T = d_entropy_T = None
         if ctx.needs_input_grad[2]:
-            d_logprob_T = (slope_T * upstream_T).to(ctx.dtypes[0])
+            # 0 stays 0 under an upstream of inf (a square root's at the 0 of a masked token), as in the definition.
+            d_logprob_T = (slope_T * upstream_T).masked_fill_(slope_T == 0, 0.0).to(ctx.dtypes[0])
         if ctx.needs_input_grad[7]:
             d_entropy_T = ctx.entropy_slope * upstream_T
             if mask_T is not None:

@@ -381,6 +381,28 @@ def test_a_masked_token_is_exactly_zero_whatever_its_inputs(value, kl_estimator,
             assert not x[~mask_T].any() and x[mask_T].any()
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_gradient_of_zero_stays_zero_whatever_that_of_its_loss(value, form):
+    arguments = problem(40, torch.float32, kl_coef=0.0)
+    is_free_T = arguments["mask_T"] & ~run(form, **arguments).is_clipped_T
+    assert not is_free_T[arguments["mask_T"]].all() and is_free_T.any()
+    upstream_T = torch.ones(40).where(is_free_T, value)
+    for function in (grpo_loss_ref, form):
+        found, right = run(function, upstream_T, **arguments), run(function, **arguments)
+        assert torch.equal(found.d_logprob_T, right.d_logprob_T)
+        assert not found.d_entropy_T[~arguments["mask_T"]].any()
+
+
+def test_a_function_without_slope_at_the_zero_of_a_masked_token(form):
+    """The slope of a square root there is inf, and 0 times inf NaN."""
+    for function in (grpo_loss_ref, form):
+        arguments = problem(40, torch.float32)
+        logprob_T, entropy_T = (arguments[name].requires_grad_() for name in ("logprob_T", "entropy_T"))
+        function(**arguments).loss_T.abs().sqrt().sum().backward()
+        for gradient_T in (logprob_T.grad, entropy_T.grad):
+            assert gradient_T.isfinite().all() and not gradient_T[~arguments["mask_T"]].any()
+
+
 @pytest.mark.parametrize(
     ("log_ratio", "advantage", "bounds"),
     [
@@ -564,11 +586,18 @@ def test_cannot_be_differentiated_twice():
         ({"clip_low": -0.1}, r"clip_low must be in \[0, 1\), got -0.1"),
         ({"clip_low": 1}, r"clip_low must be in \[0, 1\), got 1"),
         ({"clip_low": math.nan}, "clip_low must be"),
+        ({"clip_low": None}, r"clip_low must be in \[0, 1\), got None"),
+        ({"clip_high": "0.2"}, "clip_high must be at least 0, got '0.2'"),
+        ({"dual_clip": "3"}, "dual_clip must be above 1, or None, got '3'"),
+        ({"kl_coef": None}, "kl_coef must be at least 0 and finite, got None"),
+        ({"entropy_coef": None}, "entropy_coef must be at least 0 and finite, got None"),
+        ({"num_tokens": None}, "num_tokens must be positive and finite, got None"),
         ({"clip_high": -0.1}, "clip_high must be at least 0, got -0.1"),
         ({"clip_high": math.nan}, "clip_high must be"),
         ({"dual_clip": 1.0}, "dual_clip must be above 1, or None, got 1.0"),
         ({"dual_clip": math.nan}, "dual_clip must be"),
-        ({"kl_estimator": "k4"}, "kl_estimator must be k1, k2 or k3, got k4"),
+        ({"kl_estimator": "k4"}, "kl_estimator must be k1, k2 or k3, got 'k4'"),
+        ({"kl_estimator": None}, "kl_estimator must be k1, k2 or k3, got None"),
         ({"kl_coef": -1.0}, "kl_coef must be at least 0 and finite, got -1.0"),
         ({"kl_coef": math.inf}, "kl_coef must be"),
         ({"kl_coef": 0.1, "reference_logprob_T": None}, "kl_coef=0.1 needs reference_logprob"),
@@ -582,6 +611,18 @@ def test_cannot_be_differentiated_twice():
 def test_says_what_is_wrong(changes, message):
     with pytest.raises(ValueError, match=f"^{message}"):
         grpo_loss(**problem(5, torch.float32) | changes)
+
+
+def test_runs_where_its_tensors_are(monkeypatch):
+    """Triton launches on the current device, which need not be that of the tensors."""
+    arguments, guarded = problem(5), []
+    monkeypatch.setattr(
+        torch.cuda,
+        "device_of",
+        lambda x: guarded.append(x) or monkeypatch.context(),  # fmt: skip
+    )
+    grpo_loss(**arguments)
+    assert len(guarded) == 1 and guarded[0] is arguments["logprob_T"]
 
 
 @pytest.mark.parametrize("name", INPUTS)
