@@ -43,6 +43,6 @@ def check_token_ids(name: str, token_T: Tensor, V: int) -> None:
     """Raises ValueError unless token ids are int64 in [0, V). On a GPU this waits for the device."""
     check_dtype(name, token_T, torch.int64)
     if token_T.numel():
-        low, high = (int(x) for x in token_T.aminmax())
+        low, high = torch.stack(token_T.aminmax()).tolist()
         if low < 0 or high >= V:
             raise ValueError(f"{name} must lie in [0, {V}), got ids from {low} to {high}")

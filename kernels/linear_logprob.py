@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from numbers import Real
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +22,9 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 from kernels.check import check_dtype, check_shapes, check_token_ids
 from kernels.jit import ARCHITECTURES, INTERPRETED, architecture, cdiv, jit, next_power_of_2, tl, triton
 from kernels.matmul import addmm_
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+_LARGEST = torch.finfo(torch.float32).max
 
 # Logits that cost less to keep for backward than to compute again, if memory is not fresh from the system each time.
 _SMALL = 1 << 21
@@ -39,10 +43,11 @@ def linear_logprob_ref(
         entropy_T: entropy of the same distribution; gradients flow through both.
     """
     dtype = torch.promote_types(hidden_TD.dtype, torch.float32)
-    logprob_TV = (F.linear(hidden_TD.to(dtype), weight_VD.to(dtype)) / temperature).log_softmax(-1)
-    # p log p is 0 where p = 0: a logit of -inf would give nan.
-    entropy_T = -(logprob_TV.exp() * logprob_TV.masked_fill(logprob_TV == -torch.inf, 0)).sum(-1)
-    return logprob_TV.gather(-1, token_T[:, None])[:, 0].clamp(max=0), entropy_T
+    with torch.autocast(hidden_TD.device.type, enabled=False):  # it would round the logits to 16 bits
+        logprob_TV = (F.linear(hidden_TD.to(dtype), weight_VD.to(dtype)) / temperature).log_softmax(-1)
+        # p log p is 0 where p = 0: a logit of -inf would give nan.
+        entropy_T = -(logprob_TV.exp() * logprob_TV.masked_fill(logprob_TV == -torch.inf, 0)).sum(-1)
+        return logprob_TV.gather(-1, token_T[:, None])[:, 0].clamp(max=0), entropy_T
 
 
 def linear_logprob(
@@ -67,14 +72,19 @@ def linear_logprob(
     Everything else is torch over chunks of tokens (small inputs: as they are), with products in float32 or better, or
     what torch is set to make of them (TF32). Both are deterministic where torch's products are.
 
-    A logit of nan or +inf, or a row of -inf, gives nan. A logit of -inf has no mass; gradients are finite if it is the
+    A logit of nan or +inf, or a row of -inf, gives nan and raises nothing, with `check` neither: a training step whose
+    gradient is not finite is for the trainer to skip. A logit of -inf has no mass; gradients are finite if it is the
     overflow of finite operands.
 
+    Triton's forward and the products of the backward may sum a logit in another order, so p in the backward is off by
+    a fraction of some eps·|z|, eps of float32: 1e-3 of p for logits of 1e4.
+
     Args:
-        hidden_TD, weight_VD: of one floating dtype, on one device. bfloat16 and float16 give float32 outputs; their
-            logits are summed in float32 and not rounded. On CUDA their d-logits are: scale a float16 loss.
+        hidden_TD, weight_VD: of one dtype, float32, bfloat16, float16 or float64, on one device. Those of 16 bits give
+            float32 outputs; their logits are summed in float32 and not rounded, whatever autocast says. On CUDA their
+            d-logits are: scale a float16 loss.
         token_T: int64 in [0, V).
-        temperature: finite and positive.
+        temperature: positive and finite, and its inverse in float32 too.
         max_elements: of a chunk's logits. Forward on CPU and backward hold two buffers of that size (Triton: one in
             float32, one in the inputs' dtype). By default 2^23 on CPU and 2^28 elsewhere: a GPU needs over a thousand
             tokens per chunk to make up for a pass over dW.
@@ -89,14 +99,15 @@ def linear_logprob(
     T, D, V = (sizes[dim] for dim in "TDV")
     if not V:
         raise ValueError("weight [V, D] needs V > 0")
-    if not hidden_TD.is_floating_point() or hidden_TD.dtype != weight_VD.dtype:
-        raise ValueError(f"hidden and weight need one floating dtype, got {hidden_TD.dtype} and {weight_VD.dtype}")
-    if not 0 < temperature < math.inf:
-        raise ValueError(f"temperature must be positive and finite, got {temperature}")
+    check_dtype("hidden", hidden_TD, *_DTYPES)
+    check_dtype("weight", weight_VD, hidden_TD.dtype)
+    # Real leaves out tensors, whose value may be on a device.
+    if not (isinstance(temperature, Real) and 0 < temperature < math.inf and 1 / temperature <= _LARGEST):
+        raise ValueError(f"temperature must be positive and finite, in float32 its inverse too, got {temperature!r}")
     if max_elements is None:
         max_elements = 1 << (23 if hidden_TD.device.type == "cpu" else 28)
-    if max_elements < 1:
-        raise ValueError(f"max_elements must be at least 1, got {max_elements}")
+    if not isinstance(max_elements, int) or max_elements < 1:
+        raise ValueError(f"max_elements must be an int of at least 1, got {max_elements!r}")
     if check:
         check_token_ids("token", token_T, V)
     else:
@@ -107,7 +118,11 @@ def linear_logprob(
     if not on_triton and V * max(T, D) <= min(max_elements, _SMALL):
         logprob_T, entropy_T = linear_logprob_ref(hidden_TD, weight_VD, token_T, temperature)
     else:
-        logprob_T, entropy_T = _LinearLogprob.apply(hidden_TD, weight_VD, token_T, temperature, max_elements, on_triton)
+        # Triton launches on the current device; torch sees to it in backward.
+        with torch.autocast(hidden_TD.device.type, enabled=False), torch.cuda.device_of(hidden_TD):
+            logprob_T, entropy_T = _LinearLogprob.apply(
+                hidden_TD, weight_VD, token_T, temperature, max_elements, on_triton
+            )
     return (logprob_T if check else logprob_T.masked_fill(is_wrong_T, torch.nan)), entropy_T
 
 
@@ -148,7 +163,9 @@ class _LinearLogprob(torch.autograd.Function):
         if a_T is None:
             a_T = torch.zeros_like(entropy_T)
         d_hidden_TD = torch.empty_like(hidden_TD, memory_format=torch.contiguous_format) if needs_hidden else None
-        d_weight_VD = torch.zeros_like(weight_VD, dtype=dtype) if needs_weight else None
+        # Without tokens there is no chunk to fill it.
+        new = torch.empty_like if len(hidden_TD) else torch.zeros_like
+        d_weight_VD = new(weight_VD, dtype=dtype) if needs_weight else None
         alpha = 1 / temperature
         for rows, z_NV, dz_NV in _chunks(hidden_TD, len(weight_VD), max_elements, dtype, operand_dtype):
             operand_ND = hidden_TD[rows].to(operand_dtype)
@@ -160,7 +177,7 @@ class _LinearLogprob(torch.autograd.Function):
                 addmm_(d_hidden_ND, dz_NV, operand_VD, beta=0, alpha=alpha)
                 d_hidden_TD[rows] = d_hidden_ND
             if needs_weight:
-                addmm_(d_weight_VD, dz_NV.T, operand_ND, beta=1, alpha=alpha)
+                addmm_(d_weight_VD, dz_NV.T, operand_ND, beta=1 if rows.start else 0, alpha=alpha)
         return d_hidden_TD, d_weight_VD.to(weight_VD.dtype) if needs_weight else None, None, None, None, None
 
 
@@ -169,11 +186,21 @@ def _chunks(
 ) -> Iterator[tuple[slice, Tensor, Tensor]]:
     """Rows of a chunk and two buffers [N, V] for it, the same memory for every chunk: first touches are slow."""
     T = len(hidden_TD)
-    num_rows = min(T, max(1, max_elements // V))
+    num_rows = _rows_per_chunk(T, max(1, max_elements // V))
     buffers = [hidden_TD.new_empty(num_rows, V, dtype=dtype) for dtype in dtypes]
     for start in range(0, T, num_rows or 1):
         N = min(num_rows, T - start)
         yield slice(start, start + N), *(x_NV[:N] for x_NV in buffers)
+
+
+def _rows_per_chunk(T: int, most: int) -> int:
+    """Equal chunks, as few as can be: a short last one would cost a pass over dW for little work.
+
+    Whole tiles of a GPU's matrix product if `most` allows it.
+    """
+    num_rows = cdiv(T, cdiv(T, most) or 1)
+    in_tiles = cdiv(num_rows, 128) * 128
+    return min(T, in_tiles if in_tiles <= most else num_rows)
 
 
 def _linear_logprob_torch(
@@ -237,6 +264,9 @@ class Config:
     num_warps: int
     num_stages: int
     tma: bool  # operands come by descriptors; the loops over columns and over D are then one pipeline
+
+    def __post_init__(self) -> None:
+        assert self.split_v % self.block_v == 0, "a tile would reach into the next split"
 
 
 # From registers and shared memory, not yet from measurements on a GPU. The accumulator takes 128 registers a thread in

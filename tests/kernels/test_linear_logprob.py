@@ -15,11 +15,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
+from kernels.jit import cdiv
 from kernels.linear_logprob import (
     CONFIGS,
     Config,
+    _chunks,
     _linear_logprob_triton,
     _LinearLogprob,
+    _rows_per_chunk,
     _whole_blocks,
     linear_logprob,
     linear_logprob_ref,
@@ -357,6 +360,25 @@ def hostile(kind, dtype):
     return hidden_TD, weight_VD, token_T
 
 
+def d_logits_slack(hidden_TD, weight_VD, token_T, eps_d_logit):
+    """What the rounding of d-logits, and logits that forward and backward sum in another order, may do to gradients.
+
+    Two float32 sums of a logit are some eps |z| apart, so p is off by as much, relatively.
+    """
+    hidden_TD, weight_VD = (x.detach().double() for x in (hidden_TD, weight_VD))
+    z_TV = (hidden_TD @ weight_VD.T).requires_grad_()
+    a_T = torch.linspace(-1, 2, len(token_T), dtype=torch.float64)
+    logprob_TV = z_TV.log_softmax(-1)
+    entropy_T = -(logprob_TV.exp() * logprob_TV).sum(-1)
+    loss = (a_T * logprob_TV.gather(1, token_T[:, None])[:, 0] + a_T.flip(0) * entropy_T).sum()
+    (dz_TV,) = torch.autograd.grad(loss, z_TV)
+    with torch.no_grad():
+        a_T1, b_T1 = a_T[:, None], a_T.flip(0)[:, None]
+        slope_TV = logprob_TV.exp() * ((a_T1 + b_T1 * (logprob_TV + entropy_T[:, None])).abs() + b_T1.abs())
+        off_TV = eps_d_logit * dz_TV.abs() + torch.finfo(torch.float32).eps * z_TV.abs().amax(-1)[:, None] * slope_TV
+        return rms(off_TV @ weight_VD.abs()), rms(off_TV.T @ hidden_TD.abs())
+
+
 @pytest.mark.parametrize(
     ("form", "dtype"),
     [(by_torch, torch.float64), (by_torch, torch.float32), (by_triton, torch.float32), (by_triton, torch.bfloat16)],
@@ -371,9 +393,7 @@ def test_hostile_logits(kind, form, dtype, triton_device, small_blocks):
     theirs = outputs_and_gradients(linear_logprob_ref, *inputs)
     ours = [x.cpu() for x in outputs_and_gradients(form, *to(device, inputs), 1.0, 4 * 50)]
     eps = 1e-11 if dtype == torch.float64 else torch.finfo(torch.float32).eps
-    # Triton's logits and those of its backward come of other sums, so p is off by some eps |z|; d-logits are rounded.
-    eps_p = eps * (inputs[0] @ inputs[1].T).abs().max() + torch.finfo(dtype).eps if form is by_triton else 0
-    slack = [0, 0, eps_p * inputs[1].abs().max(), eps_p * inputs[0].abs().max()]
+    slack = [0, 0, *(d_logits_slack(*inputs, torch.finfo(dtype).eps / 2) if form is by_triton else (0, 0))]
     for our, their, x, more in zip(ours, theirs, right, slack, strict=True):
         assert our.isfinite().all()
         assert rms(our - x) <= 2 * rms(their - x) + 16 * eps * (1 + rms(x)) + more
@@ -556,12 +576,20 @@ def test_one_chunk_of_many_elements():
         (lambda h, w, t: (h[:, 1:], w, t), "D is 3 in hidden"),
         (lambda h, w, t: (h, w[:0], t), "V > 0"),
         (lambda h, w, t: (h, w.to("meta"), t), "weight is on meta"),
-        (lambda h, w, t: (h, w.float(), t), "one floating dtype"),
-        (lambda h, w, t: (h.long(), w.long(), t), "one floating dtype"),
+        (lambda h, w, t: (h, w.float(), t), "weight must be torch.float64, got torch.float32"),
+        (lambda h, w, t: (h.long(), w.long(), t), "hidden must be torch.float32 or torch.bfloat16 or"),
+        (
+            lambda h, w, t: (h.to(torch.float8_e4m3fn), w.to(torch.float8_e4m3fn), t),
+            "or torch.float64, got torch.float8",
+        ),
         (lambda h, w, t: (h, w, t.int()), "token must be torch.int64"),
         (lambda h, w, t: (h, w, t + 9), r"token must lie in \[0, 9\)"),
         (lambda h, w, t: (h, w, t - 9), r"token must lie in \[0, 9\)"),
-        (lambda h, w, t: (h, w, t, 0), "temperature must be positive and finite, got 0"),
+        (lambda h, w, t: (h, w, t, 0), "temperature must be positive and finite, in float32 its inverse too, got 0"),
+        (lambda h, w, t: (h, w, t, 1e-39), "temperature must .* got 1e-39"),
+        (lambda h, w, t: (h, w, t, "0.7"), "temperature must .* got '0.7'"),
+        (lambda h, w, t: (h, w, t, None), "temperature must .* got None"),
+        (lambda h, w, t: (h, w, t, torch.tensor(0.7)), "temperature must .* got tensor"),
         (lambda h, w, t: (h, w, t, -1.0), "temperature"),
         (lambda h, w, t: (h, w, t, float("inf")), "temperature"),
         (lambda h, w, t: (h, w, t, float("nan")), "temperature"),
@@ -574,12 +602,77 @@ def test_says_what_is_wrong(change, message):
 
 def test_says_what_is_wrong_with_options():
     inputs = problem(5, 4, 9)
-    with pytest.raises(ValueError, match="max_elements must be at least 1, got 0"):
-        linear_logprob(*inputs, max_elements=0)
+    for max_elements in (0, -5, 1e1, 8.5, "9"):
+        with pytest.raises(ValueError, match=f"max_elements must be an int of at least 1, got {max_elements!r}"):
+            linear_logprob(*inputs, max_elements=max_elements)
     with pytest.raises(ValueError, match=r"token must be torch\.int64"):
         linear_logprob(*inputs[:2], inputs[2].int(), check=False)
     with pytest.raises(TypeError, match="token must be a tensor"):
         linear_logprob(*inputs[:2], inputs[2].tolist())
+
+
+def test_splits_are_whole_tiles():
+    with pytest.raises(AssertionError, match="a tile would reach into the next split"):
+        Config(**SMALL | {"split_v": 48}, tma=False)
+
+
+@pytest.mark.parametrize("max_elements", [40, 4000])  # chunks; small enough for the definition
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_autocast_rounds_no_logits(dtype, max_elements):
+    inputs = problem(8, 32, 40, dtype, scale=2.0)
+    for function in (linear_logprob_ref, lambda *x: linear_logprob(*x, max_elements=max_elements)):
+        expected = outputs_and_gradients(function, *inputs)
+        for cast_to in (torch.bfloat16, torch.float16):
+            with torch.autocast("cpu", dtype=cast_to):
+                outputs_T = function(*inputs)
+            for ours, right in zip(outputs_T, expected[:2], strict=True):
+                assert torch.equal(ours, right)
+
+
+@pytest.mark.gpu
+def test_on_the_device_of_the_tensors():
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two CUDA devices")
+    inputs = problem(40, 32, 300, torch.bfloat16)
+    first, second = (outputs_and_gradients(linear_logprob, *to(f"cuda:{i}", inputs)) for i in range(2))
+    assert all(torch.equal(x.cpu(), y.cpu()) for x, y in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("T", "most", "sizes"),
+    [
+        (2048, 1766, [1024, 1024]),
+        (4096, 1766, [1408, 1408, 1280]),  # 1366 would be no multiple of 128
+        (3000, 1000, [1000, 1000, 1000]),  # nor is this, but there is no room for more
+        (60, 55, [30, 30]),
+        (13, 5, [5, 5, 3]),
+        (7, 100, [7]),
+        (3, 1, [1, 1, 1]),
+        (0, 5, []),
+    ],
+)
+def test_chunks_are_equal(T, most, sizes):
+    found = list(_chunks(torch.empty(T, 2), 3, most * 3 + 2, torch.float32, torch.bfloat16))
+    assert [len(z_NV) for _, z_NV, _ in found] == sizes
+    assert all(z_NV.shape == dz_NV.shape == (rows.stop - rows.start, 3) for rows, z_NV, dz_NV in found)
+    assert torch.equal(torch.cat([torch.arange(T)[rows] for rows, _, _ in found] or [torch.arange(0)]), torch.arange(T))
+
+
+@given(st.integers(0, 5000), st.integers(1, 3000))
+def test_chunks_are_as_few_as_can_be(T, most):
+    num_rows = _rows_per_chunk(T, most)
+    assert num_rows <= min(T, most)
+    assert cdiv(T, num_rows or 1) <= cdiv(T, most)
+
+
+@pytest.mark.parametrize("form", [by_torch, by_triton])
+@pytest.mark.parametrize("tokens_per_chunk", [9, 4])
+def test_no_memory_is_read_before_it_is_written(tokens_per_chunk, form, triton_device, nan_memory):
+    inputs = problem(9, 16, 50, torch.float32 if form is by_torch else torch.float16)
+    outputs = outputs_and_gradients(
+        form, *to("cpu" if form is by_torch else triton_device, inputs), 1.0, tokens_per_chunk * 50
+    )
+    assert all(x.isfinite().all() for x in outputs)
 
 
 # Chunks; small enough for the definition.
