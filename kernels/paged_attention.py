@@ -112,7 +112,8 @@ def paged_attention(
             256. float16, bfloat16 or float32; float64 on CPU. On a GPU C is 16, 32, 64 or 128.
         table_BM: int32, the pages of a row's own tokens in order. Entries behind its length are never followed. Give a
             slice of few columns if all rows are short: blocks are started for M pages a row.
-        length_B: int32, own tokens of each row, after the prefix. A row with no token at all gives zeros.
+        length_B: int32, own tokens of each row, after the prefix. A row with no token at all gives zeros; one whose
+            scores are all -inf gives NaN, as their soft-max does.
         scale: of the scores, before the soft-max, positive; 1/√C by default.
         prefix: the tokens that come before the own ones. Whatever the slots behind a length hold, NaN too, is unused.
         check: look at the values of tables, lengths and row starts as well. On a GPU this waits for the device.
@@ -125,7 +126,8 @@ def paged_attention(
     if check:
         _check_values(key_pages_NPKC.shape, table_BM, length_B, prefix)
     form = _paged_attention_triton if q_BHC.is_cuda else _paged_attention_torch
-    return form(q_BHC, key_pages_NPKC, value_pages_NPKC, table_BM, length_B, scale, prefix)
+    with torch.cuda.device_of(q_BHC):  # where Triton launches, whatever the current device is
+        return form(q_BHC, key_pages_NPKC, value_pages_NPKC, table_BM, length_B, scale, prefix)
 
 
 def _check(
@@ -215,6 +217,7 @@ def _paged_attention_torch(
     B, H, C = q_BHC.shape
     K = key_pages_NPKC.shape[2]
     Q = H // K
+    num_tokens_B = length_B
     q_BKQC = (q_BHC.to(torch.promote_types(q_BHC.dtype, torch.float32)) * scale).unflatten(1, (K, Q))
     acc_BKQC, max_BKQ, sum_BKQ = _attend(q_BKQC, key_pages_NPKC, value_pages_NPKC, table_BM, length_B)
     if prefix is not None and B:
@@ -231,7 +234,9 @@ def _paged_attention_torch(
         own_BKQ, shared_BKQ = (max_BKQ - merged_BKQ).exp_(), (shared_max_BKQ - merged_BKQ).exp_()
         acc_BKQC = acc_BKQC * own_BKQ[..., None] + shared_acc_BKQC * shared_BKQ[..., None]
         sum_BKQ = sum_BKQ * own_BKQ + shared_sum_BKQ * shared_BKQ
-    out_BKQC = acc_BKQC / sum_BKQ.masked_fill(sum_BKQ == 0, 1)[..., None]
+        num_tokens_B = length_B + prefix.length_G.repeat_interleave(ends_G - starts_G)
+    out_BKQC = acc_BKQC / sum_BKQ[..., None]
+    out_BKQC[num_tokens_B == 0] = 0  # where there are tokens, a sum of 0 is that of scores that are all -inf: NaN
     return out_BKQC.flatten(1, 2).to(q_BHC.dtype)
 
 
@@ -325,9 +330,7 @@ def _paged_attention_triton(
     if q_BHC.stride(-1) != 1:
         q_BHC = q_BHC.contiguous()
     num_prefix_splits = 0 if prefix is None else cdiv(prefix.table_GL.shape[1] * P, config.prefix_split)
-    # Own splits begin with a block of the merger: the order of its sums does not depend on the prefix of other rows.
-    first_own = cdiv(num_prefix_splits, _MERGED) * _MERGED
-    S = first_own + cdiv(table_BM.shape[1] * P, config.own_split)
+    S = num_prefix_splits + cdiv(table_BM.shape[1] * P, config.own_split)
     upcast = INTERPRETED and q_BHC.dtype == torch.bfloat16  # the interpreter neither multiplies nor rounds to bfloat16
     out_BHC = q_BHC.new_empty(B, H, C, dtype=torch.float32 if upcast else None)
     if B == 0:
@@ -354,7 +357,8 @@ def _paged_attention_triton(
             acc_SBHC[first:], max_SBH[first:], sum_SBH[first:], scale_log2, B, num_blocks,
             q_BHC.stride(0), q_BHC.stride(1), *key_pages_NPKC.stride()[:3], table_GL.stride(0),
             IS_GROUPED=row_start_G1 is not None, K=K, Q=H // K, C=C, P=P, SPLIT=split, X=X, T=tile.num_tokens,
-            UPCAST=upcast,
+            # 64-bit offsets between the tokens of a page cost registers in the inner loop; hardly a cache needs them.
+            IS_FAR=(P - 1) * key_pages_NPKC.stride(1) >= 2**31, UPCAST=upcast,
             num_warps=tile.num_warps, num_stages=tile.num_stages, enable_fp_fusion=True,
         )  # fmt: skip
 
@@ -362,9 +366,9 @@ def _paged_attention_triton(
         start_partials(
             prefix.table_GL, prefix.length_G.contiguous(), prefix.row_start_G1, prefix.max_rows, config.prefix_split, 0
         )
-    start_partials(table_BM, length_B, None, 1, config.own_split, first_own)
+    start_partials(table_BM, length_B, None, 1, config.own_split, num_prefix_splits)
     _merge_kernel[(B * H,)](
-        acc_SBHC, max_SBH, sum_SBH, length_B, out_BHC, scale_log2, B, num_prefix_splits, first_own,
+        acc_SBHC, max_SBH, sum_SBH, length_B, out_BHC, scale_log2, B, num_prefix_splits,
         H=H, C=C, SPLIT=config.own_split, MERGED=_MERGED, num_warps=1, enable_fp_fusion=True,
     )  # fmt: skip
     return out_BHC.to(q_BHC.dtype)
@@ -375,7 +379,8 @@ def _partial_kernel(
     q_ptr, key_ptr, value_ptr, table_ptr, length_ptr, row_start_ptr, acc_ptr, max_ptr, sum_ptr, scale, B, num_blocks,
     q_row_stride, q_head_stride, page_stride, token_stride, head_stride, table_stride,
     IS_GROUPED: tl.constexpr, K: tl.constexpr, Q: tl.constexpr, C: tl.constexpr, P: tl.constexpr,
-    SPLIT: tl.constexpr, X: tl.constexpr, T: tl.constexpr, UPCAST: tl.constexpr,
+    SPLIT: tl.constexpr, X: tl.constexpr, T: tl.constexpr, IS_FAR: tl.constexpr,
+    UPCAST: tl.constexpr,
 ):  # fmt: skip
     # One split of an entry (a group's prefix, or a row's own tokens), one key/value head, up to X queries. Heads come
     # first: blocks that run at the same time read neighbouring memory. Then come the blocks of queries of one entry,
@@ -392,7 +397,8 @@ def _partial_kernel(
     x_X = block * X + tl.arange(0, X)
     is_query_X = x_X < num_rows * Q
     sibling_X, head_X = x_X // Q, k * Q + x_X % Q
-    # 64-bit scalars and 32-bit vectors: tiles of 64-bit offsets would not fit into registers.
+    # Offsets into q and into pages are 64-bit, as the caller's strides may be large. In the scratch (more than 2^31
+    # elements too, from 8 GiB on) a tile lies close together: [X, C] 32-bit offsets from a 64-bit scalar.
     stat_base = (split.to(tl.int64) * B + first_row) * (K * Q)
     stat_X = sibling_X * (K * Q) + head_X
     start = split * SPLIT
@@ -402,7 +408,7 @@ def _partial_kernel(
         return
     end = tl.minimum(start + SPLIT, length)
     c_C = tl.arange(0, C)
-    q_X = sibling_X * q_row_stride + head_X * q_head_stride
+    q_X = sibling_X.to(tl.int64) * q_row_stride + head_X.to(tl.int64) * q_head_stride
     q_XC = tl.load(q_ptr + first_row * q_row_stride + q_X[:, None] + c_C[None, :], mask=is_query_X[:, None], other=0)
     if UPCAST:
         q_XC = q_XC.to(tl.float32)
@@ -411,7 +417,8 @@ def _partial_kernel(
     table_ptr += entry * table_stride
     # Running maximum, Σ exp and Σ exp · value (online soft-max, arXiv:1805.02867). Maxima are those of scores that are
     # not scaled yet: differences of large scores are exact before the scale, which comes with log2(e), and not after.
-    max_X = tl.full([X], float("-inf"), tl.float32)
+    # They start at the least number, not at -inf: where all scores so far are -inf, their differences stay numbers.
+    max_X = tl.full([X], -3.4028234663852886e38, tl.float32)
     sum_X = tl.zeros([X], tl.float32)
     acc_XC = tl.zeros([X, C], tl.float32)
     for t in range(start, end, T):
@@ -419,7 +426,10 @@ def _partial_kernel(
         is_token_T = t_T < end
         # Behind the length there may be any number in the table, and anything on its pages: neither is loaded.
         page_T = tl.load(table_ptr + t_T // P, mask=is_token_T, other=0)
-        offset_T = page_T.to(tl.int64) * page_stride + t_T % P * token_stride
+        slot_T = t_T % P
+        if IS_FAR:
+            slot_T = slot_T.to(tl.int64)
+        offset_T = page_T.to(tl.int64) * page_stride + slot_T * token_stride
         offset_TC = offset_T[:, None] + c_C[None, :]
         key_TC = tl.load(key_ptr + offset_TC, mask=is_token_T[:, None], other=0)
         value_TC = tl.load(value_ptr + offset_TC, mask=is_token_T[:, None], other=0)
@@ -443,21 +453,24 @@ def _partial_kernel(
 
 @jit
 def _merge_kernel(
-    acc_ptr, max_ptr, sum_ptr, length_ptr, out_ptr, scale, B, num_prefix_splits, first_own,
+    acc_ptr, max_ptr, sum_ptr, length_ptr, out_ptr, scale, B, num_prefix_splits,
     H: tl.constexpr, C: tl.constexpr, SPLIT: tl.constexpr, MERGED: tl.constexpr,
 ):  # fmt: skip
     # One head of one row. Partial results carry their maximum and sum rather than a log-sum-exp, which at scores of
     # 1e4 would round the weight of a split by a thousandth.
     bh = tl.program_id(0)
     num_own_splits = tl.cdiv(tl.load(length_ptr + bh // H), SPLIT)
+    # Own splits begin with a block: the order of sums does not depend on how long the prefixes of other rows are.
+    first_own = tl.cdiv(num_prefix_splits, MERGED) * MERGED
     c_C = tl.arange(0, C)
     max_ = float("-inf")
     sum_ = 0.0
     acc_C = tl.zeros([C], tl.float32)
     for s in range(0, first_own + num_own_splits, MERGED):
         s_S = s + tl.arange(0, MERGED)
-        is_split_S = (s_S < num_prefix_splits) | ((s_S >= first_own) & (s_S < first_own + num_own_splits))
-        stat_S = s_S.to(tl.int64) * (B * H) + bh
+        own_S = s_S - first_own
+        is_split_S = (s_S < num_prefix_splits) | ((own_S >= 0) & (own_S < num_own_splits))
+        stat_S = tl.where(own_S < 0, s_S, num_prefix_splits + own_S).to(tl.int64) * (B * H) + bh
         max_S = tl.load(max_ptr + stat_S, mask=is_split_S, other=float("-inf"))
         sum_S = tl.load(sum_ptr + stat_S, mask=is_split_S, other=0)
         acc_SC = tl.load(acc_ptr + (stat_S * C)[:, None] + c_C[None, :], mask=(max_S > float("-inf"))[:, None], other=0)
@@ -468,36 +481,36 @@ def _merge_kernel(
         sum_ = sum_ * decay + tl.sum(sum_S * weight_S, 0)
         acc_C = acc_C * decay + tl.sum(acc_SC * weight_S[:, None], 0)
         max_ = new_max
-    out_C = acc_C / tl.where(sum_ == 0, 1.0, sum_)  # a row with no tokens: zeros
+    out_C = acc_C / tl.where(max_ > float("-inf"), sum_, 1.0)  # a row with no tokens: zeros
     tl.store(out_ptr + bh.to(tl.int64) * C + c_C, out_C)
 
 
 def shipped_launches(arch: str) -> Iterator[tuple[str, Callable[[], None]]]:
     """(label, launch on meta tensors): heads of Qwen3-8B, 14B and of small models, by siblings of a prefix of 2k."""
 
-    def launch(H: int, K: int, C: int, n: int, dtype: torch.dtype) -> None:
+    def launch(H: int, K: int, C: int, P: int, n: int, dtype: torch.dtype) -> None:
         def empty(*shape: int, dtype: torch.dtype = torch.int32) -> Tensor:
             return torch.empty(shape, dtype=dtype, device="meta")
 
-        B, G, P = 16 * n, 16, 16
-        prefix = SharedPrefix(empty(G, 2048 // P), empty(G), empty(G + 1), n) if n else None
-        B = B or 64
+        B, G = 16 * n, 16
+        prefix = SharedPrefix(empty(G, 2048 // P), empty(G), empty(G + 1), n)
         pages = empty(40_000, P, K, C, dtype=dtype)
         _paged_attention_triton(
             empty(B, H, C, dtype=dtype), pages, pages, empty(B, 4096 // P), empty(B), C**-0.5, prefix, CONFIGS[arch]
         )
 
-    for name, H, K, C, n, dtype in [
-        ("8B", 32, 8, 128, 4, torch.bfloat16),
-        ("8B", 32, 8, 128, 8, torch.bfloat16),
-        ("8B", 32, 8, 128, 16, torch.bfloat16),
-        ("14B", 40, 8, 128, 16, torch.bfloat16),
-        ("8B", 32, 8, 128, 8, torch.float16),
-        ("8B", 32, 8, 128, 4, torch.float32),
-        ("8B", 32, 8, 128, 16, torch.float32),
-        ("C64", 14, 2, 64, 4, torch.bfloat16),
-        ("C64", 14, 2, 64, 16, torch.bfloat16),
-        ("C64", 14, 2, 64, 8, torch.float32),
+    for name, H, K, C, P, n, dtype in [
+        ("8B", 32, 8, 128, 16, 4, torch.bfloat16),
+        ("8B", 32, 8, 128, 16, 8, torch.bfloat16),
+        ("8B", 32, 8, 128, 16, 16, torch.bfloat16),
+        ("14B", 40, 8, 128, 16, 16, torch.bfloat16),
+        ("8B", 32, 8, 128, 256, 8, torch.float16),
+        ("8B", 32, 8, 128, 16, 4, torch.float32),
+        ("8B", 32, 8, 128, 8, 16, torch.float32),
+        ("C64", 14, 2, 64, 16, 16, torch.bfloat16),
+        ("C64", 14, 2, 64, 16, 8, torch.float32),
+        ("C32", 14, 2, 32, 8, 16, torch.bfloat16),
+        ("C16", 14, 2, 16, 256, 4, torch.bfloat16),
     ]:
-        label = f"{name} {H}/{K} heads of {C}, {n} siblings, {str(dtype).removeprefix('torch.')}"
-        yield label, partial(launch, H, K, C, n, dtype)
+        label = f"{name} {H}/{K} heads of {C}, pages of {P}, {n} siblings, {str(dtype).removeprefix('torch.')}"
+        yield label, partial(launch, H, K, C, P, n, dtype)

@@ -8,6 +8,7 @@ each entry of a table that is not used.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from copy import copy
 from dataclasses import replace
 
@@ -231,7 +232,7 @@ def test_public_function_where_triton_runs(triton_device, dtype):
     assert_as_accurate_as_torch(out.cpu(), problem)
 
 
-@pytest.mark.parametrize("kind", ["huge", "dominated", "ties", "offset", "uniform"])
+@pytest.mark.parametrize("kind", ["huge", "dominated", "ties", "offset", "uniform", "-inf"])
 def test_hostile_scores(attend, kind):
     problem = Problem(GROUPS, dtype=torch.float32)
     if kind == "huge":  # scores of some ±1e4
@@ -245,8 +246,11 @@ def test_hostile_scores(attend, kind):
             x_2TKC[0, ..., 0] = 64.0
         elif kind == "dominated" and x_2TKC.shape[1]:  # the last token of one part has all the weight
             x_2TKC[0, -1] = 100.0 * (-1) ** i
-    if kind == "offset":
-        problem.q_BHC[..., 0] = 128.0
+        elif kind == "-inf":  # in float32: a whole prefix, elsewhere the first blocks and splits
+            T = x_2TKC.shape[1]
+            x_2TKC[0, ..., 0] = torch.where(torch.arange(T) < (T if i == 0 else T // 2), -1e30, 0.0)[:, None]
+    if kind in ("offset", "-inf"):
+        problem.q_BHC[..., 0] = 128.0 if kind == "offset" else 1e30
     assert_as_accurate_as_torch(attend(*problem.paged()), problem, slack=1e-6)
 
 
@@ -273,6 +277,17 @@ def test_a_row_without_tokens_gives_zeros(attend):
     for flat in (False, True):
         out = attend(*problem.paged(flat=flat))
         assert not out[0].any() and out[1].any() and out[2].any()
+
+
+def test_scores_that_are_all_minus_infinity_give_nan(attend):
+    """The soft-max of -inf alone is 0 / 0; without tokens it is still zeros."""
+    problem = Problem([(40, [0, 33]), (0, [5, 0])], dtype=torch.float32)
+    problem.q_BHC[:] = 1e30
+    for x_2TKC in problem.prefixes + problem.own:
+        x_2TKC[0] = -1e30
+    for flat in (False, True):
+        out = attend(*problem.paged(flat=flat))
+        assert out[:3].isnan().all() and not out[3].any()
 
 
 # Pages in the tables that nobody uses; tables without columns.
@@ -334,20 +349,29 @@ def test_arguments_of_any_layout(attend):
         assert torch.equal(out, expected) and out.is_contiguous()
 
 
-@pytest.mark.parametrize("apart", ["pages", "heads"])
-def test_caches_of_more_than_2_31_elements(attend, apart):
-    """2^30 elements from one page, or from one head, to the next; memory between them is reserved and never touched."""
-    problem = Problem([(4, [8]), (0, [5])], H=6, K=3, dtype=torch.float16)
+# Elements from one page, token, head or row of queries to the next.
+@pytest.mark.parametrize(("apart", "far"), [("pages", 2**30), ("tokens", 2**29), ("heads", 2**30), ("q rows", 2**30)])
+def test_tensors_of_more_than_2_31_elements(attend, apart, far):
+    """The memory between pages, tokens, heads or rows is reserved and never touched."""
+    problem = Problem([(4, [8, 1, 2]), (0, [5])], H=6, K=3, dtype=torch.float16)
     (q_BHC, *pages, table_BM, length_B, scale), prefix = problem.paged()
-    N, P, K, C = pages[0].shape
-    far = 2**30
-    strides = (far, K * C, C, 1) if apart == "pages" else (P * C, C, far, 1)
-    cache = torch.empty((max(N, K) - 1) * far + 2 * N * P * K * C, dtype=torch.float16)
-    views = [cache.as_strided((N, P, K, C), strides, start) for start in (0, N * P * K * C)]
-    for view, x in zip(views, pages, strict=True):
-        view.copy_(x)
-    out = attend((q_BHC, *views, table_BM, length_B, scale), prefix)
-    assert torch.equal(out, attend((q_BHC, *pages, table_BM, length_B, scale), prefix))
+    expected = attend((q_BHC, *pages, table_BM, length_B, scale), prefix)
+
+    def spread(x: Tensor, dim: int, num_copies: int = 1) -> list[Tensor]:
+        """Copies whose entries along one dimension lie `far` apart, side by side."""
+        strides = list(x.select(dim, 0).contiguous().stride())
+        strides.insert(dim, far)
+        memory = x.new_empty((x.shape[dim] - 1) * far + num_copies * x.numel())
+        return [memory.as_strided(x.shape, strides, i * x.numel()) for i in range(num_copies)]
+
+    if apart == "q rows":
+        views = spread(q_BHC, 0)
+        q_BHC = views[0].copy_(q_BHC)
+    else:
+        views = spread(pages[0], ["pages", "tokens", "heads"].index(apart), 2)
+        pages = [view.copy_(x) for view, x in zip(views, pages, strict=True)]
+    assert views[0].untyped_storage().nbytes() > 2 * 2**31
+    assert torch.equal(attend((q_BHC, *pages, table_BM, length_B, scale), prefix), expected)
 
 
 def test_siblings_read_their_prefix_once(monkeypatch):
@@ -358,6 +382,14 @@ def test_siblings_read_their_prefix_once(monkeypatch):
     arguments, prefix = Problem([(20, [1] * 5), (30, [2] * 4)]).paged()
     paged_attention(*arguments, prefix)
     assert shapes == [(9, 2, 2, 16), (2, 2, 5 * 2, 16)]
+
+
+def test_runs_where_its_tensors_are(monkeypatch):
+    """Triton launches on the current device, which need not be that of the tensors."""
+    (arguments, prefix), guarded = Problem(FEW).paged(), []
+    monkeypatch.setattr(torch.cuda, "device_of", lambda x: guarded.append(x) or nullcontext())
+    paged_attention(*arguments, prefix)
+    assert len(guarded) == 1 and guarded[0] is arguments[0]
 
 
 def test_checks_of_values_can_be_left_out(monkeypatch):
