@@ -525,9 +525,10 @@ def shipped_launches(arch: str) -> Iterator[tuple[str, Callable[[], None]]]:
             yield f"{dtype}, D {D}".removeprefix("torch."), forward
 
         def backward(dtype=dtype):
-            z_NV = torch.empty(1766, V, device="meta")
-            token_N = torch.empty(1766, dtype=torch.int64, device="meta")
-            a_N = torch.empty(1766, device="meta")
+            N = _rows_per_chunk(T, (1 << 28) // V)
+            z_NV = torch.empty(N, V, device="meta")
+            token_N = torch.empty(N, dtype=torch.int64, device="meta")
+            a_N = torch.empty(N, device="meta")
             _d_logits_triton(z_NV, torch.empty_like(z_NV, dtype=dtype), token_N, *[a_N] * 5)
 
         yield f"{dtype}, backward".removeprefix("torch."), backward
