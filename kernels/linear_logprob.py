@@ -72,8 +72,8 @@ def linear_logprob(
     Everything else is torch over chunks of tokens (small inputs: as they are), with products in float32 or better, or
     what torch is set to make of them (TF32). Both are deterministic where torch's products are.
 
-    A logit of nan or +inf, or a row of -inf, gives nan and raises nothing, with `check` neither: a training step whose
-    gradient is not finite is for the trainer to skip. A logit of -inf has no mass; gradients are finite if it is the
+    A logit of nan or +inf, or a row of -inf, gives nan and is no error, even with `check`: a trainer skips a step
+    whose gradient is not finite, and should not stop. A logit of -inf has no mass; gradients are finite if it is the
     overflow of finite operands.
 
     Triton's forward and the products of the backward may sum a logit in another order, so p in the backward is off by
@@ -102,7 +102,7 @@ def linear_logprob(
     check_dtype("hidden", hidden_TD, *_DTYPES)
     check_dtype("weight", weight_VD, hidden_TD.dtype)
     # Real leaves out tensors, whose value may be on a device.
-    if not (isinstance(temperature, Real) and 0 < temperature < math.inf and 1 / temperature <= _LARGEST):
+    if not (isinstance(temperature, Real) and 0 < temperature < math.inf and 1 / float(temperature) <= _LARGEST):
         raise ValueError(f"temperature must be positive and finite, in float32 its inverse too, got {temperature!r}")
     if max_elements is None:
         max_elements = 1 << (23 if hidden_TD.device.type == "cpu" else 28)
@@ -114,6 +114,7 @@ def linear_logprob(
         check_dtype("token", token_T, torch.int64)
         is_wrong_T = (token_T < 0) | (token_T >= V)
         token_T = token_T.masked_fill(is_wrong_T, 0)
+    temperature = float(temperature)  # of numpy's scalars and fractions, too
     on_triton = triton is not None and hidden_TD.is_cuda and hidden_TD.dtype in (torch.bfloat16, torch.float16)
     if not on_triton and V * max(T, D) <= min(max_elements, _SMALL):
         logprob_T, entropy_T = linear_logprob_ref(hidden_TD, weight_VD, token_T, temperature)

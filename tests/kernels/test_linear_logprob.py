@@ -4,7 +4,9 @@ T tokens   D model width   V vocabulary
 """
 
 import warnings
+from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -609,6 +611,15 @@ def test_says_what_is_wrong_with_options():
         linear_logprob(*inputs[:2], inputs[2].int(), check=False)
     with pytest.raises(TypeError, match="token must be a tensor"):
         linear_logprob(*inputs[:2], inputs[2].tolist())
+
+
+@pytest.mark.parametrize("max_elements", [20, 100])
+def test_a_temperature_is_any_real_number(max_elements):
+    inputs = problem(5, 4, 9)
+    expected = linear_logprob(*inputs, 0.5, max_elements=max_elements)
+    for temperature in (Fraction(1, 2), np.float32(0.5)):
+        outputs_T = linear_logprob(*inputs, temperature, max_elements=max_elements)
+        assert all(torch.equal(x, y) for x, y in zip(outputs_T, expected, strict=True))
 
 
 def test_splits_are_whole_tiles():
