@@ -506,7 +506,7 @@ def shipped_launches(arch: str) -> Iterator[tuple[str, Callable[[], None]]]:
         ("14B", 40, 8, 128, 16, 16, torch.bfloat16),
         ("8B", 32, 8, 128, 256, 8, torch.float16),
         ("8B", 32, 8, 128, 16, 4, torch.float32),
-        ("8B", 32, 8, 128, 8, 16, torch.float32),
+        ("8B", 32, 8, 128, 16, 16, torch.float32),
         ("C64", 14, 2, 64, 16, 16, torch.bfloat16),
         ("C64", 14, 2, 64, 16, 8, torch.float32),
         ("C32", 14, 2, 32, 8, 16, torch.bfloat16),
