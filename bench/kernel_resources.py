@@ -13,7 +13,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from kernels import grpo_loss, linear_logprob, linear_sample, paged_attention, sample
-from kernels.jit import ARCHITECTURES
+from kernels.jit import ARCHITECTURES, INTERPRETED, triton
 from kernels.offline import SHARED_BYTES, Resources, resources
 from trainer.machine import machine
 from trainer.run_folder import write_text
@@ -30,6 +30,8 @@ def run_compile(architectures: list[str], out: Path | None) -> list[Resources]:
     for arch in architectures:
         if arch not in ARCHITECTURES:
             raise ValueError(f"--arch {arch}: must be of {', '.join(ARCHITECTURES)}")
+    if triton is None or INTERPRETED:
+        raise ValueError("compiling needs Triton, and TRITON_INTERPRET unset")
     found: list[Resources] = []
     for arch in architectures:
         for module in tqdm(MODULES, desc=f"compiling for {arch}"):

@@ -1,22 +1,25 @@
-"""The draw, exactly: which token a row of logits and two uniform numbers give, in numpy and in Triton.
+"""The draw, exactly: which token a row of logits and three uniform numbers give, in numpy and in Triton.
 
 Floating-point sums depend on their order and `exp` on the machine, so a draw by them is repeatable only almost always.
 Here a token's weight is an *integer* in units of 2^-40, made by additions and multiplications that IEEE 754 rounds the
 same everywhere; sums of integers have no order. So numpy, torch, the interpreter and a GPU draw the same token from the
-same float32 logits, always. The weights are within 2e-7 of exp, as float32 would be, and tokens down to 2^-40 of the
-likeliest one of their tile can be drawn.
+same float32 logits. A weight is as near to exp as float32 arithmetic brings it.
 
-The draw has two levels, so that an implementation may read the logits once and needs no random number per token:
+The draw has three levels, so that an implementation may read the logits once and needs no random number per token. With
+c = log2(e) / temperature and w(x) = floor(2^40 2^x):
 
-    tile N of TILE tokens, with largest logit m_N:  A_N = Σ weight((z_v - m_N) c),  c = log2(e) / temperature
-    its mass in the row, with largest logit m:      G_N = floor(A_N weight((m_N - m) c) 2^-75 2^40)
-    tile  = the first whose cumulated G exceeds u₁ Σ G
-    token = the first of that tile whose cumulated weight exceeds u₂ A
+    tile N, of 128 tokens, with largest logit m_N:    A_N = Σ w((z_v - m_N) c)
+    block M, of 32 tiles, with largest logit m_M:     B_M = Σ floor(A_N w((m_N - m_M) c) 2^-40)
+    row, with largest logit m:                        G_M = floor(B_M w((m_M - m) c) 2^-40)
 
-u₁ and u₂ come from Philox keyed by the request's seed, with counters (position, 0, sample, 0) and
-(position, 1 + tile, sample, 0).
+    block = the first whose cumulated G exceeds u₀ Σ G
+    tile  = the first of that block whose cumulated B exceeds u₁ B_M
+    token = the first of that tile whose cumulated w exceeds u₂ A_N
 
-    B rows   V vocabulary   N tiles   K tokens of a tile
+The uniforms have 52 bits, of Philox keyed by the request's seed: u₀ and u₁ are the words of counter (position, 0,
+sample, 0), u₂ the first two of (position, 1, sample, 0). No sum passes 2^62 as long as V <= MAX_VOCABULARY.
+
+    B rows   V vocabulary   M blocks   N or R tiles, of a row or of a block   K tokens of a tile
 """
 
 from __future__ import annotations
@@ -28,7 +31,10 @@ import numpy as np
 from kernels.jit import jit, tl
 from kernels.philox import open_uniform, philox4x32
 
-TILE = 128
+TILE = 128  # tokens
+BLOCK_TILES = 32
+BLOCK = TILE * BLOCK_TILES
+MAX_VOCABULARY = 1 << 22
 LOG2E = math.log2(math.e)
 
 # 2^f = 1 + f (C1 + f (C2 + …)) on [0, 1], relative error 2e-9 before rounding (Lawson's algorithm), 9e-8 in float32.
@@ -44,7 +50,10 @@ def scale_of(temperature: np.ndarray) -> np.ndarray:
 
 
 def weights(x: np.ndarray) -> np.ndarray:
-    """floor(2^40 · 2^x) as int64, for float32 x <= 0; 0 below x = -64."""
+    """floor(2^40 · 2^x) as int64, for float32 x <= 0; 0 below x = -64.
+
+    A subnormal x, which a GPU takes for 0, gives 2^40 as 0 does: the polynomial is 2 at f = 1, to the bit.
+    """
     x = np.maximum(x.astype(np.float32), np.float32(-64))
     whole = np.floor(x)
     f = x - whole
@@ -58,13 +67,13 @@ def weights(x: np.ndarray) -> np.ndarray:
 
 def scaled(z: np.ndarray, m: np.ndarray, scale: np.ndarray) -> np.ndarray:
     """(z - m) scale in float32; -inf where z is, also if m is too."""
-    return (z - np.where(m == -np.inf, np.float32(0), m)) * scale
+    with np.errstate(over="ignore"):  # to -inf, as a GPU does
+        return (z - np.where(m == -np.inf, np.float32(0), m)) * scale
 
 
-def masses(tile_weight_BN: np.ndarray, m_BN: np.ndarray, m_B1: np.ndarray, scale_B1: np.ndarray) -> np.ndarray:
-    """G, int64 [B, N], from A: one rounding of a product of two exact numbers."""
-    relative_BN = weights(scaled(m_BN, m_B1, scale_B1))
-    return (tile_weight_BN.astype(np.float64) * relative_BN.astype(np.float64) * 2.0**-35).astype(np.int64)
+def products(weight: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """floor(weight · w(x) · 2^-40) as int64, for weights below 2^53: one rounding of a product of exact numbers."""
+    return (weight.astype(np.float64) * weights(x).astype(np.float64) * 2.0**-40).astype(np.int64)
 
 
 def first_above(weight_BX: np.ndarray, u_B: np.ndarray) -> np.ndarray:
@@ -76,27 +85,32 @@ def first_above(weight_BX: np.ndarray, u_B: np.ndarray) -> np.ndarray:
 
 
 def draw(
-    logits_BV: np.ndarray, scale_B: np.ndarray, floor_B: np.ndarray, seed_B: np.ndarray, sample_B: np.ndarray,
-    position_B: np.ndarray,
-) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
-    """(token_B int64, total mass_B int64 in units of 2^-45 of the likeliest token).
+    logits_BV: np.ndarray, scale_B: np.ndarray, floor_B: np.ndarray, u_B3: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """(token_B int64, total mass_B int64 in units of 2^-40 of the likeliest token).
 
     Args:
         logits_BV: float32, finite or -inf, one finite in each row.
-        floor_B: float32, the least logit that each row keeps.
         scale_B: float32, of `scale_of`.
-        seed_B, sample_B, position_B: uint64 [B].
+        floor_B: float32, the least logit that each row keeps.
+        u_B3: float64, of `uniforms`.
     """
     B, V = logits_BV.shape
-    padded_BV = np.pad(logits_BV, ((0, 0), (0, -V % TILE)), constant_values=-np.inf)
-    z_BNK = padded_BV.reshape(B, -1, TILE)
-    m_BN = z_BNK.max(-1)
-    x_BNK = scaled(z_BNK, m_BN[..., None], scale_B[:, None, None])
-    weight_BNK = np.where(z_BNK >= floor_B[:, None, None], weights(x_BNK), 0)
-    mass_BN = masses(weight_BNK.sum(-1), m_BN, m_BN.max(-1, keepdims=True), scale_B[:, None])
-    tile_B = first_above(mass_BN, tile_uniform(seed_B, sample_B, position_B))
-    token_B = first_above(weight_BNK[np.arange(B), tile_B], token_uniform(seed_B, sample_B, position_B, tile_B))
-    return tile_B * TILE + token_B, mass_BN.sum(-1)
+    row_B = np.arange(B)
+    width = BLOCK if V > BLOCK else -(-V // TILE) * TILE  # a single block may be short
+    padded_BV = np.pad(logits_BV, ((0, 0), (0, -V % width)), constant_values=-np.inf)
+    z_BMRK = padded_BV.reshape(B, -1, width // TILE, TILE)
+    m_BMR = z_BMRK.max(-1)
+    m_BM = m_BMR.max(-1)
+    scale_B1 = scale_B[:, None]
+    x_BMRK = scaled(z_BMRK, m_BMR[..., None], scale_B1[..., None, None])
+    weight_BMRK = np.where(z_BMRK >= floor_B[:, None, None, None], weights(x_BMRK), 0)
+    tile_BMR = products(weight_BMRK.sum(-1), scaled(m_BMR, m_BM[..., None], scale_B1[..., None]))
+    block_BM = products(tile_BMR.sum(-1), scaled(m_BM, m_BM.max(-1, keepdims=True), scale_B1))
+    block_B = first_above(block_BM, u_B3[:, 0])
+    tile_B = first_above(tile_BMR[row_B, block_B], u_B3[:, 1])
+    token_B = first_above(weight_BMRK[row_B, block_B, tile_B], u_B3[:, 2])
+    return block_B * width + tile_B * TILE + token_B, block_BM.sum(-1)
 
 
 def least_kept(
@@ -127,19 +141,12 @@ def log2_of(min_p: np.ndarray) -> np.ndarray:
         return np.log2(np.asarray(min_p, dtype=np.float64)).astype(np.float32)
 
 
-def tile_uniform(seed_B: np.ndarray, sample_B: np.ndarray, position_B: np.ndarray) -> np.ndarray:
-    """u₁ of each row, float64 in (0, 1)."""
-    return _uniform(seed_B, sample_B, position_B, np.uint64(0))
-
-
-def token_uniform(seed_B: np.ndarray, sample_B: np.ndarray, position_B: np.ndarray, tile_B: np.ndarray) -> np.ndarray:
-    """u₂ of each row, float64 in (0, 1), independent over tiles."""
-    return _uniform(seed_B, sample_B, position_B, tile_B.astype(np.uint64) + np.uint64(1))
-
-
-def _uniform(seed_B: np.ndarray, sample_B: np.ndarray, position_B: np.ndarray, level_B: np.ndarray) -> np.ndarray:
+def uniforms(seed_B: np.ndarray, sample_B: np.ndarray, position_B: np.ndarray) -> np.ndarray:
+    """u₀, u₁ and u₂ of each row, float64 [B, 3] in (0, 1)."""
     key = (seed_B & np.uint64(0xFFFFFFFF), seed_B >> np.uint64(32))
-    return open_uniform(philox4x32(key, (position_B, level_B, sample_B, np.uint64(0)))[0])
+    zero = np.uint64(0)
+    first, second = (philox4x32(key, (position_B, np.uint64(level), sample_B, zero)) for level in (0, 1))
+    return np.stack([open_uniform(*first[:2]), open_uniform(*first[2:]), open_uniform(*second[:2])], -1)
 
 
 # The same in Triton. Compile with enable_fp_fusion=False: a fused multiply-add rounds once where this rounds twice.
@@ -163,9 +170,9 @@ def weights_kernel(x):
 
 
 @jit
-def masses_kernel(tile_weight, x):
-    """`masses` of a block of tiles: A and (m_N - m) c."""
-    return (tile_weight.to(tl.float64) * weights_kernel(x).to(tl.float64) * 2.9103830456733704e-11).to(tl.int64)
+def products_kernel(weight, x):
+    """`products` of a block."""
+    return (weight.to(tl.float64) * weights_kernel(x).to(tl.float64) * 9.094947017729282e-13).to(tl.int64)
 
 
 @jit
@@ -175,7 +182,21 @@ def target_kernel(u, total):
 
 
 @jit
-def uniform_kernel(seed, sample, position, level):
-    """u of (seed, sample, position, level), float64 in (0, 1)."""
-    word, _, _, _ = tl.philox(seed, position, level, sample, level * 0)
-    return (word.to(tl.uint32, bitcast=True).to(tl.float64) + 0.5) * 2.3283064365386963e-10
+def uniforms_kernel(seed, sample, position):
+    """u₀ and u₁ of (seed, sample, position), float64 in (0, 1)."""
+    a, b, c, d = tl.philox(seed, position, position * 0, sample, position * 0)
+    return _open_uniform(a, b), _open_uniform(c, d)
+
+
+@jit
+def token_uniform_kernel(seed, sample, position):
+    """u₂ of (seed, sample, position), float64 in (0, 1)."""
+    a, b, _, _ = tl.philox(seed, position, position * 0 + 1, sample, position * 0)
+    return _open_uniform(a, b)
+
+
+@jit
+def _open_uniform(high, low):
+    high, low = high.to(tl.uint32, bitcast=True), low.to(tl.uint32, bitcast=True)
+    bits = (high.to(tl.int64) << 20) | (low >> 12).to(tl.int64)
+    return (bits.to(tl.float64) + 0.5) * 2.220446049250313e-16

@@ -31,7 +31,10 @@ def jit(function):
 
 
 def architecture(device: torch.device) -> str:
-    """Which column of a kernel's configuration table a device takes: the newest that is not newer than the device.
+    """Which column of a kernel's configuration table a device takes.
+
+    Chips with the shared memory of an H100 (majors 9 and 10) take "sm_90", all others "sm_80": a consumer's Blackwell,
+    major 12, has less.
 
     Raises:
         ValueError: a device older than sm_80, which has no bfloat16 matrix units.
@@ -41,7 +44,7 @@ def architecture(device: torch.device) -> str:
     major, minor = torch.cuda.get_device_capability(device)
     if major < 8:
         raise ValueError(f"kernels need compute capability 8.0 or later, {device} has {major}.{minor}")
-    return "sm_90" if major >= 9 else "sm_80"
+    return "sm_90" if major in (9, 10) else "sm_80"
 
 
 def next_power_of_2(n: int) -> int:

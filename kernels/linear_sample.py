@@ -2,10 +2,10 @@
 
 Bound by bytes: at decode the weight is read once, for up to a hundred rows at the price of one. Logits are products
 accumulated in float32 and are not rounded to bfloat16 before the soft-max (that rounding alone moves log-probabilities
-by more than a training step does). Each tile of TILE tokens draws its candidate while its logits are in registers; one
-of the candidates is then drawn by its tile's mass.
+by more than a training step does). Each tile of 128 tokens draws its candidate while its logits are in registers; one
+of the candidates is then drawn by the masses of blocks and tiles.
 
-    B rows   D model width   V vocabulary   N tiles   K tokens of a tile
+    B rows   D model width   V vocabulary   N tiles   M blocks   R tiles of a block   K tokens of a tile
 """
 
 from __future__ import annotations
@@ -13,22 +13,31 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels import draw as exact
 from kernels.check import check_dtype, check_shapes
-from kernels.draw import LOG2E, TILE, masses_kernel, target_kernel, uniform_kernel, weights_kernel
+from kernels.draw import (
+    BLOCK_TILES,
+    TILE,
+    products_kernel,
+    target_kernel,
+    token_uniform_kernel,
+    uniforms_kernel,
+    weights_kernel,
+)
 from kernels.jit import INTERPRETED, architecture, cdiv, jit, next_power_of_2, tl
 from kernels.matmul import float32_logits
-from kernels.sample import checked, merge_kernel, sample, sample_ref, store_kernel
-from kernels.settings import Draw, Noise, PerRow, Settings, Words, uploaded
+from kernels.sample import _sample_cpu, _sample_triton, checked, merge_kernel, sample_ref, store_kernel
+from kernels.settings import Draw, Noise, PerRow, Settings, Words, check_rows, uploaded
 
-# On a CPU, logits of so many elements at a time.
+# On a CPU, logits of so many elements at a time, but always of 16 rows: a product of fewer rounds in another way.
 MAX_ELEMENTS = 1 << 22
+_ROWS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +63,7 @@ def linear_sample_ref(hidden_BD: Tensor, weight_VD: Tensor, *words: Words, **set
     return sample_ref(F.linear(hidden_BD.double(), weight_VD.double()).float(), *words, **settings)
 
 
+@torch.no_grad()
 def linear_sample(
     hidden_BD: Tensor,
     weight_VD: Tensor,
@@ -81,72 +91,31 @@ def linear_sample(
     sizes = check_shapes(hidden_BD=(hidden_BD, "BD"), weight_VD=(weight_VD, "VD"))
     check_dtype("hidden_BD", hidden_BD, torch.float32, torch.bfloat16, torch.float16, torch.float64)
     check_dtype("weight_VD", weight_VD, hidden_BD.dtype)
-    if not sizes["V"]:
-        raise ValueError("weight_VD must have at least one token, got V = 0")
+    check_rows("weight_VD", weight_VD, sizes["V"])
     B = sizes["B"]
-    noise, settings = Noise.of(B, seed_B, sample_B, position_B), Settings.of(B, temperature, top_k, top_p, min_p)
-    is_small = not hidden_BD.is_cuda and B * sizes["V"] <= MAX_ELEMENTS
-    if is_small or settings.is_filtered_B.any() or hidden_BD.dtype == torch.float64:
-        logits_BV = float32_logits(hidden_BD, weight_VD)
-        drawn = sample(logits_BV, seed_B, sample_B, position_B, temperature, top_k, top_p, min_p, check=False)
-    else:
-        form = _linear_sample_triton if hidden_BD.is_cuda else _linear_sample_cpu
-        drawn = form(hidden_BD, weight_VD, noise, settings)
+    noise = Noise.of(B, seed_B, sample_B, position_B, hidden_BD.device)
+    settings = Settings.of(B, temperature, top_k, top_p, min_p)
+    # Products of float32 are no work for the fused kernel: it would spill, and torch does them as well.
+    is_fused = hidden_BD.is_cuda and hidden_BD.dtype in (torch.bfloat16, torch.float16)
+    with torch.cuda.device_of(hidden_BD):
+        if is_fused and not settings.is_filtered_B.any():
+            drawn = _linear_sample_triton(hidden_BD, weight_VD, noise, settings)
+        elif hidden_BD.is_cuda:
+            drawn = _sample_triton(float32_logits(hidden_BD, weight_VD), noise, settings)
+        else:
+            drawn = _linear_sample_cpu(hidden_BD, weight_VD, noise, settings)
     return checked(drawn, "hidden_BD · weight_VD") if check else drawn
 
 
 def _linear_sample_cpu(hidden_BD: Tensor, weight_VD: Tensor, noise: Noise, settings: Settings) -> Draw:
-    """Tile sums over chunks of the vocabulary; then the logits of the one tile that each row draws from, again."""
-    B, V = len(hidden_BD), len(weight_VD)
-    scale_B11 = torch.from_numpy(np.where(settings.is_greedy_B, np.float32(LOG2E), settings.scale_B))[:, None, None]
-    statistics: list[tuple[Tensor, ...]] = []
-    step = max(1, MAX_ELEMENTS // max(1, B * TILE)) * TILE
-    for start in range(0, V, step):
-        logits_BX = float32_logits(hidden_BD, weight_VD[start : start + step])
-        z_BNK = F.pad(logits_BX, (0, -logits_BX.shape[1] % TILE), value=-torch.inf).unflatten(-1, (-1, TILE))
-        m_BN1 = z_BNK.amax(-1, keepdim=True)
-        u_BNK = z_BNK.sub_(m_BN1.nan_to_num(neginf=0, posinf=torch.inf, nan=torch.nan)).clamp_(min=-1e38)
-        e_BNK = u_BNK.exp()
-        sum_BN, moment_BN = e_BNK.sum(-1), e_BNK.mul_(u_BNK).sum(-1)
-        mass_BN = u_BNK.mul_(scale_B11).exp2_().sum(-1)
-        statistics.append((m_BN1[..., 0], sum_BN, moment_BN, mass_BN))
-    m_BN, sum_BN, moment_BN, mass_BN = (torch.cat(parts, -1) for parts in zip(*statistics, strict=True))
-    m_B1 = m_BN.amax(-1, keepdim=True)
-    u_BN = (m_BN - m_B1).clamp(min=-1e38).double()
-    share_BN = u_BN.exp()
-    sum_B = (share_BN * sum_BN).sum(-1)
-    log_sum_B = sum_B.log()
-    entropy_B = (log_sum_B - (share_BN * (moment_BN + u_BN * sum_BN)).sum(-1) / sum_B).clamp(min=0).float()
-    lse_B = m_B1[:, 0] + log_sum_B.float()
-    is_right_B = lse_B.isfinite()
-
-    mass_BN = torch.exp2(u_BN * scale_B11[..., 0]) * mass_BN
-    mass_BN[~is_right_B] = 1.0  # such rows draw from something, to be thrown away
-    u_tile_B = exact.tile_uniform(noise.seed_B, noise.sample_B, noise.position_B)
-    cumulated_BN = mass_BN.cumsum(-1)
-    tile_B = (cumulated_BN <= torch.from_numpy(u_tile_B)[:, None] * cumulated_BN[:, -1:]).sum(-1)
-    tile_B = tile_B.clamp_(max=m_BN.shape[1] - 1).where(torch.from_numpy(~settings.is_greedy_B), m_BN.argmax(-1))
-    z_BK = hidden_BD.new_full((B, TILE), -torch.inf, dtype=torch.float32)
-    for b, tile in enumerate(tile_B.tolist()):
-        some_KD = weight_VD[tile * TILE : (tile + 1) * TILE]
-        z_BK[b, : len(some_KD)] = float32_logits(hidden_BD[b : b + 1], some_KD)[0]
-    z_BK = z_BK.where(is_right_B[:, None], 0.0)
-    x_BK = exact.scaled(z_BK.numpy(), z_BK.amax(-1, keepdim=True).numpy(), scale_B11[..., 0].numpy())
-    u_token_B = exact.token_uniform(noise.seed_B, noise.sample_B, noise.position_B, tile_B.numpy())
-    place_B = torch.from_numpy(exact.first_above(exact.weights(x_BK), u_token_B))
-    is_greedy_B = torch.from_numpy(settings.is_greedy_B)
-    place_B = z_BK.argmax(-1).where(is_greedy_B, place_B)
-
-    u_B = z_BK.gather(1, place_B[:, None])[:, 0] - m_B1[:, 0]
-    logprob_B = (u_B - log_sum_B.float()).clamp(max=0)
-    drawn_logprob_B = (u_B * scale_B11[:, 0, 0] / LOG2E - mass_BN.sum(-1).log().float()).clamp(max=0)
-    drawn_logprob_B = logprob_B.where(torch.from_numpy(settings.temperature_B == 1), drawn_logprob_B)
-    drawn_logprob_B = drawn_logprob_B.where(~is_greedy_B, 0.0)
-    nan = torch.nan
-    return Draw(
-        (tile_B * TILE + place_B).where(is_right_B, -1), logprob_B.where(is_right_B, nan),
-        drawn_logprob_B.where(is_right_B, nan), lse_B, entropy_B.where(is_right_B, nan),
-    )  # fmt: skip
+    """Some rows at a time; how many is decided by V alone, so that a row's numbers do not depend on the others."""
+    step = max(1, MAX_ELEMENTS // len(weight_VD) // _ROWS) * _ROWS
+    parts = [
+        _sample_cpu(float32_logits(hidden_BD[start : start + step], weight_VD), noise.rows(some), settings.rows(some))
+        for start in range(0, max(1, len(hidden_BD)), step)
+        for some in [slice(start, start + step)]
+    ]
+    return Draw(*(torch.cat([getattr(part, name) for part in parts]) for name in Draw.__slots__))
 
 
 def _linear_sample_triton(
@@ -180,7 +149,7 @@ def _linear_sample_triton(
     _choose_kernel[B,](
         B, num_tiles, scale_B, *words, *of_tiles,
         drawn.token_B, drawn.logprob_B, drawn.drawn_logprob_B, drawn.lse_B, drawn.entropy_B,
-        TILE=TILE, N=next_power_of_2(num_tiles), num_warps=4, **as_defined,
+        TILE=TILE, R=BLOCK_TILES, M=max(2, next_power_of_2(cdiv(num_tiles, BLOCK_TILES))), num_warps=4, **as_defined,
     )  # fmt: skip
     return drawn
 
@@ -229,7 +198,7 @@ def _linear_tile_kernel(
     position_B = tl.load(position_ptr + b_B, mask=is_row_B, other=0)
     weight_KB = weights_kernel(u_KB * tl.where(is_greedy_B, 1.0, scale_B)[None, :])
     mass_B = tl.sum(weight_KB, 0)
-    target_B = target_kernel(uniform_kernel(seed_B, sample_B, position_B, tile + 1), mass_B)
+    target_B = target_kernel(token_uniform_kernel(seed_B, sample_B, position_B), mass_B)
     chosen_B = tl.sum((tl.cumsum(weight_KB, 0) <= target_B[None, :]).to(tl.int32), 0)
     first_B = tl.min(tl.where(u_KB == 0.0, k_K[:, None], TILE), 0)
     chosen_B = tl.where(is_greedy_B, first_B, chosen_B)
@@ -243,33 +212,44 @@ def _choose_kernel(
     B, num_tiles, scale_ptr, seed_ptr, sample_ptr, position_ptr,
     max_ptr, sum_ptr, moment_ptr, mass_ptr, chosen_ptr, logit_ptr,
     token_ptr, logprob_ptr, drawn_logprob_ptr, lse_ptr, entropy_ptr,
-    TILE: tl.constexpr, N: tl.constexpr,
+    TILE: tl.constexpr, R: tl.constexpr, M: tl.constexpr,
 ):  # fmt: skip
-    """One row: one of its tiles' candidates, by the tiles' integer masses, and the log-probabilities."""
+    """One row: one of its tiles' candidates, by the integer masses of blocks and tiles, and the log-probabilities."""
     LOG2E: tl.constexpr = 1.4426950408889634
     LN2: tl.constexpr = 0.6931471805599453
     b = tl.program_id(0)
     scale = tl.load(scale_ptr + b)
     is_greedy = scale == 0.0
     scale = tl.where(is_greedy, 1.0, scale)
-    tile_N = tl.arange(0, N)
-    is_tile_N = tile_N < num_tiles
-    place_N = tile_N.to(tl.int64) * B + b
-    m_N = tl.load(max_ptr + place_N, mask=is_tile_N, other=float("-inf"))
-    sum_N = tl.load(sum_ptr + place_N, mask=is_tile_N, other=0.0)
-    moment_N = tl.load(moment_ptr + place_N, mask=is_tile_N, other=0.0)
-    m, u_N, log_sum, entropy, is_right = merge_kernel(m_N, sum_N, moment_N)
+    tile_MR = tl.arange(0, M)[:, None] * R + tl.arange(0, R)[None, :]
+    is_tile_MR = tile_MR < num_tiles
+    place_MR = tile_MR.to(tl.int64) * B + b
+    m_MR = tl.load(max_ptr + place_MR, mask=is_tile_MR, other=float("-inf"))
+    sum_MR = tl.load(sum_ptr + place_MR, mask=is_tile_MR, other=0.0)
+    moment_MR = tl.load(moment_ptr + place_MR, mask=is_tile_MR, other=0.0)
+    m_M = tl.max(m_MR, 1)
+    origin_M = tl.where(m_M == float("-inf"), 0.0, m_M)
+    u_MR = tl.maximum(m_MR - origin_M[:, None], -1e30)
+    share_MR = tl.exp2(u_MR * LOG2E)
+    sum_M = tl.sum(share_MR * sum_MR, 1)
+    moment_M = tl.sum(share_MR * (moment_MR + u_MR * sum_MR), 1)
+    m, u_M, log_sum, entropy, is_right = merge_kernel(m_M, sum_M, moment_M)
 
-    mass_N = masses_kernel(tl.load(mass_ptr + place_N, mask=is_tile_N, other=0), u_N * scale)
-    total = tl.sum(mass_N, 0)
-    u_tile = uniform_kernel(tl.load(seed_ptr + b), tl.load(sample_ptr + b), tl.load(position_ptr + b), 0)
-    tile = tl.sum((tl.cumsum(mass_N, 0) <= target_kernel(u_tile, total)).to(tl.int32), 0)
+    u_block, u_tile = uniforms_kernel(tl.load(seed_ptr + b), tl.load(sample_ptr + b), tl.load(position_ptr + b))
+    part_MR = products_kernel(tl.load(mass_ptr + place_MR, mask=is_tile_MR, other=0), u_MR * scale)
+    mass_M = products_kernel(tl.sum(part_MR, 1), u_M * scale)
+    total = tl.sum(mass_M, 0)
+    block = tl.sum((tl.cumsum(mass_M, 0) <= target_kernel(u_block, total)).to(tl.int32), 0)
+    block = tl.minimum(block, M - 1)
+    part_R = tl.sum(tl.where(tl.arange(0, M)[:, None] == block, part_MR, 0), 0)
+    tile = tl.sum((tl.cumsum(part_R, 0) <= target_kernel(u_tile, tl.sum(part_R, 0))).to(tl.int32), 0)
+    tile = block * R + tile
     if is_greedy:
-        tile = tl.min(tl.where(m_N == m, tile_N, num_tiles), 0)
+        tile = tl.min(tl.min(tl.where(m_MR == m, tile_MR, num_tiles), 1), 0)
     tile = tl.minimum(tile, num_tiles - 1)
     place = tile.to(tl.int64) * B + b
     u = tl.load(logit_ptr + place) - m
-    log_mass = tl.log((total.to(tl.float64) * 2.842170943040401e-14).to(tl.float32))
+    log_mass = tl.log((total.to(tl.float64) * 9.094947017729282e-13).to(tl.float32))
     store_kernel(
         b, tile * TILE + tl.load(chosen_ptr + place), u, m, log_sum, entropy,
         tl.minimum(u * scale * LN2 - log_mass, 0.0), is_right, is_greedy, scale == LOG2E,
@@ -279,9 +259,10 @@ def _choose_kernel(
 
 def shipped_launches(arch: str) -> Iterator[tuple[str, Callable[[], None]]]:
     """For kernels/offline.py."""
-    for config in CONFIGS[arch]:
+    for config, dtype in product(CONFIGS[arch], (torch.bfloat16, torch.float16)):
         B = config.block_b
         words = np.zeros(B, dtype=np.uint64)
         noise, settings = Noise(words, words, words), Settings.of(B, 0.7, 0, 1.0, 0.0)
-        hidden_BD, weight_VD = (torch.empty(X, 4096, dtype=torch.bfloat16, device="meta") for X in (B, 151_936))
-        yield f"B {B}", partial(_linear_sample_triton, hidden_BD, weight_VD, noise, settings, config)
+        hidden_BD, weight_VD = (torch.empty(X, 4096, dtype=dtype, device="meta") for X in (B, 151_936))
+        label = f"B {B}, {str(dtype).removeprefix('torch.')}"
+        yield label, partial(_linear_sample_triton, hidden_BD, weight_VD, noise, settings, config)

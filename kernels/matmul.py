@@ -12,6 +12,8 @@ from torch import Tensor
 # Products of bfloat16 or float16 whose float32 sums are kept and may be added to. Only CUDA has them.
 _HAS_FLOAT32_SUMS = torch.version.cuda is not None and "dtype_out" in torch.ops.aten.addmm.overloads()
 
+_UPCAST_ELEMENTS = 1 << 22
+
 
 def addmm_(out_XZ: Tensor, a_XY: Tensor, b_YZ: Tensor, beta: float = 1.0, alpha: float = 1.0) -> None:
     """out = beta · out + alpha · a · b, summed and kept in out's dtype; beta 0 does not read out."""
@@ -24,9 +26,14 @@ def addmm_(out_XZ: Tensor, a_XY: Tensor, b_YZ: Tensor, beta: float = 1.0, alpha:
 
 
 def float32_logits(hidden_BD: Tensor, weight_VD: Tensor) -> Tensor:
-    """hidden · weightᵀ, float32 [B, V], summed in float32 or better."""
+    """hidden · weightᵀ, float32 [B, V], summed in float32 or better, or in what torch is set to make of it (TF32)."""
     if hidden_BD.dtype == torch.float64:
         return (hidden_BD @ weight_VD.T).float()
-    logits_BV = hidden_BD.new_empty(len(hidden_BD), len(weight_VD), dtype=torch.float32)
-    addmm_(logits_BV, hidden_BD, weight_VD.T, beta=0)
+    (B, D), V = hidden_BD.shape, len(weight_VD)
+    logits_BV = hidden_BD.new_empty(B, V, dtype=torch.float32)
+    # Where operands have to be made float32 first, not all of the weight at once.
+    step = V if hidden_BD.is_cuda or hidden_BD.dtype == torch.float32 else max(1, _UPCAST_ELEMENTS // max(1, D))
+    for start in range(0, V, step):
+        some = slice(start, start + step)
+        addmm_(logits_BV[:, some], hidden_BD, weight_VD[some].T, beta=0)
     return logits_BV

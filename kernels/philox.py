@@ -30,9 +30,13 @@ def philox4x32(
     return tuple(word.astype(np.uint32) for word in words)
 
 
-def open_uniform(word: np.ndarray) -> np.ndarray:
-    """float64 in the open interval (0, 1): (r + ½) / 2³², so that neither log 0 nor 1 can come out."""
-    return (word.astype(np.float64) + 0.5) / 4294967296.0
+def open_uniform(high: np.ndarray, low: np.ndarray) -> np.ndarray:
+    """float64 in the open interval (0, 1) from two uint32 words: (r + ½) / 2^52, so that neither 0 nor 1 can come out.
+
+    32 bits would be too few: they cannot reach tokens less likely than 2^-32.
+    """
+    bits = (high.astype(np.uint64) << np.uint64(20)) | (low.astype(np.uint64) >> np.uint64(12))
+    return (bits.astype(np.float64) + 0.5) / 2.0**52
 
 
 def stream_seed(*parts: int | str) -> int:

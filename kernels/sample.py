@@ -1,10 +1,10 @@
 """Sampling a token per row, with the log-probabilities that training needs.
 
-Bound by bytes: without a filter the logits are read once. The token is the one of `kernels/draw.py`, to the bit, in
-every form: sums in floating point only point at it, and where they come too close to a boundary to be sure, or where
-a filter is on, the integers decide.
+Bound by bytes: without a filter the logits are read once. The token is the one of `kernels/draw.py` in every form:
+sums in floating point only point at its block, and where they come too close to a boundary to be sure (one row in some
+thousands, which is then read again), or where a row has a filter, the integers decide.
 
-    B rows   V vocabulary   N tiles   K tokens of a tile   W = N K   R tiles of a block
+    B rows   V vocabulary   M blocks   R tiles of a block   K tokens of a tile   X tokens of a block
 """
 
 from __future__ import annotations
@@ -20,31 +20,36 @@ from torch import Tensor
 from kernels import draw as exact
 from kernels.check import check_dtype, check_shapes
 from kernels.draw import (
+    BLOCK,
+    BLOCK_TILES,
     LOG2E,
     TILE,
     log2_of,
-    masses_kernel,
+    products_kernel,
     target_kernel,
-    token_uniform,
-    uniform_kernel,
+    token_uniform_kernel,
+    uniforms_kernel,
     weights_kernel,
 )
 from kernels.jit import architecture, cdiv, jit, next_power_of_2, tl
-from kernels.settings import Draw, Noise, PerRow, Settings, Words, uploaded
+from kernels.settings import Draw, Noise, PerRow, Settings, Words, check_rows, uploaded
 
-# A cumulated mass in float32 is within this share of the total of the integers' one: exp2 errs by 2^-22, the integer
-# weights by 2^-23, a sum of 128 by 2^-21, and both ends of the quotient count.
-UNSURE = 2.0**-17
+# A cumulated mass in float32, as a share of the total, is nearer to the integers' one than this: exp2 errs by 2^-22,
+# the polynomial by 2^-23, x by 2^-24 |x|, sums of a block by some 2^-22; 2^-22 is the most that was seen.
+UNSURE = 2.0**-18
 
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    tiles_per_block: int  # of the passes over a row: 32 are 4,096 logits
-    num_warps: int
+    """Warps of the programs that take a block, and of those that take a row, with the registers these may use."""
+
+    block_warps: int
+    row_warps: int
+    row_registers: int  # without a bound the compiler aims for fewer, and spills
 
 
 # Chosen by registers and by bytes in flight; not yet from measurements on a GPU.
-CONFIGS = {"sm_80": Config(32, 4), "sm_90": Config(32, 4)}
+CONFIGS = {"sm_80": Config(4, 8, 128), "sm_90": Config(4, 8, 128)}
 
 
 def sample_ref(
@@ -59,16 +64,15 @@ def sample_ref(
 ) -> Draw:
     """The definition: the exact draw, and log-probabilities in float64."""
     B = len(logits_BV)
-    noise, settings = Noise.of(B, seed_B, sample_B, position_B), Settings.of(B, temperature, top_k, top_p, min_p)
+    noise = Noise.of(B, seed_B, sample_B, position_B, torch.device("cpu"))
+    settings = Settings.of(B, temperature, top_k, top_p, min_p)
     logits = logits_BV.float().cpu().numpy()
     floor_B = settings.floors(logits)
     token_B = logits.argmax(-1)
     some = np.flatnonzero(~settings.is_greedy_B)
     if len(some):
-        words = noise.rows(some)
-        token_B[some], _ = exact.draw(
-            logits[some], settings.scale_B[some], floor_B[some], words.seed_B, words.sample_B, words.position_B
-        )
+        u_B3 = exact.uniforms(*noise.words)
+        token_B[some], _ = exact.draw(logits[some], settings.scale_B[some], floor_B[some], u_B3[some])
     z_BV = logits_BV.double()
     p_BV = z_BV.softmax(-1)
     kept_BV = z_BV.float() >= torch.from_numpy(floor_B).to(z_BV.device)[:, None]
@@ -82,6 +86,7 @@ def sample_ref(
     )  # fmt: skip
 
 
+@torch.no_grad()
 def sample(
     logits_BV: Tensor,
     seed_B: Words,
@@ -97,7 +102,8 @@ def sample(
 
     Args:
         logits_BV: of any floating dtype; computed in float32. -inf marks tokens that cannot be drawn.
-        seed_B, sample_B, position_B: uint64 request seed, sample index within the request, position in the completion.
+        seed_B, sample_B, position_B: request seed (64 bits), sample index within the request and position in the
+            completion (32 bits; of tensors on a GPU the low ones count). Arrays, tensors of the same bits, or a number.
         temperature: 0 takes the largest logit (the first of equal ones).
         top_k: keep the k largest logits and all that equal the k-th; 0 keeps all.
         top_p: keep the smallest set of largest logits whose mass reaches top_p, ties kept together.
@@ -110,12 +116,13 @@ def sample(
     """
     sizes = check_shapes(logits_BV=(logits_BV, "BV"))
     check_dtype("logits_BV", logits_BV, torch.float32, torch.bfloat16, torch.float16, torch.float64)
-    if not sizes["V"]:
-        raise ValueError("logits_BV must have at least one token, got V = 0")
-    noise = Noise.of(sizes["B"], seed_B, sample_B, position_B)
+    check_rows("logits_BV", logits_BV, sizes["V"])
+    noise = Noise.of(sizes["B"], seed_B, sample_B, position_B, logits_BV.device)
     settings = Settings.of(sizes["B"], temperature, top_k, top_p, min_p)
     form = _sample_triton if logits_BV.is_cuda else _sample_cpu
-    return checked(form(logits_BV, noise, settings), "logits_BV") if check else form(logits_BV, noise, settings)
+    with torch.cuda.device_of(logits_BV):
+        drawn = form(logits_BV, noise, settings)
+    return checked(drawn, "logits_BV") if check else drawn
 
 
 def checked(drawn: Draw, name: str) -> Draw:
@@ -135,61 +142,63 @@ def _at(x_BV: Tensor, token_B: Tensor) -> Tensor:
 
 
 def _sample_cpu(logits_BV: Tensor, noise: Noise, settings: Settings) -> Draw:
-    """The torch form: weights in float32, sums of tiles in float64, and `exact.draw` for the few unsure rows."""
+    """The torch form: weights and their sums in tiles in float32, the rest in float64; integers for unsure rows.
+
+    Filters look for their thresholds in sorted rows, as the definition does.
+    """
     B, V = logits_BV.shape
-    num_tiles = cdiv(V, TILE)
+    width = BLOCK if V > BLOCK else cdiv(V, TILE) * TILE
+    blocks = (cdiv(V, width), width // TILE, TILE)
+    row_B = torch.arange(B)
     z_BV = logits_BV.float()
     m_B1 = z_BV.amax(-1, keepdim=True)
-    # Whole tiles, all finite: 0 · -inf would be nan.
-    u_BW = z_BV.new_full((B, num_tiles * TILE), -1e38)
+    # Whole blocks, all finite: 0 · -inf would be nan.
+    u_BW = z_BV.new_full((B, blocks[0] * width), -1e38)
     u_BV = torch.sub(z_BV, m_B1, out=u_BW[:, :V]).clamp_(min=-1e38)
     e_BW = u_BW.exp()
-    tile_sum_BN = e_BW.unflatten(-1, (num_tiles, TILE)).sum(-1).double()
-    sum_B = tile_sum_BN.sum(-1)
+    tile_BMR = e_BW.unflatten(-1, blocks).sum(-1).double()
+    sum_B = tile_BMR.sum((-1, -2))
     log_sum_B = sum_B.log().float()
     lse_B = m_B1[:, 0] + log_sum_B
     entropy_B = (log_sum_B - (e_BW * u_BW).sum(-1) / sum_B.float()).clamp_(min=0)
     is_right_B = lse_B.isfinite()
     if not is_right_B.all():  # such rows draw from something, to be thrown away
-        e_BW[~is_right_B], tile_sum_BN[~is_right_B], u_BV[~is_right_B] = 1.0, 1.0, 0.0
+        e_BW[~is_right_B], tile_BMR[~is_right_B], u_BV[~is_right_B] = 1.0, 1.0, 0.0
         z_BV = z_BV.masked_fill(~is_right_B[:, None], 0.0)
 
     weight_BW = e_BW
-    if not settings.is_plain:
-        scale_B1 = torch.from_numpy(settings.scale_B)[:, None]
-        floor_B = settings.floors(z_BV.numpy())
-        weight_BW = u_BW * scale_B1
+    is_plain_B, is_greedy_B = (torch.from_numpy(x_B) for x_B in (settings.is_plain_B, settings.is_greedy_B))
+    is_plain = bool(is_plain_B.all())
+    scale_B, floor_B = settings.scale_B, settings.floors(z_BV.numpy())
+    if not is_plain:
+        weight_BW = u_BW * torch.from_numpy(scale_B)[:, None]
         weight_BW[:, :V].masked_fill_(z_BV < torch.from_numpy(floor_B)[:, None], -torch.inf)
         weight_BW.exp2_()
-        tile_sum_BN = weight_BW.unflatten(-1, (num_tiles, TILE)).sum(-1).double()
-    u_tile_B = torch.from_numpy(exact.tile_uniform(noise.seed_B, noise.sample_B, noise.position_B))
-    tile_B, is_sure_B = _first_above(tile_sum_BN, u_tile_B)
-    weight_BK = weight_BW.unflatten(-1, (num_tiles, TILE))[torch.arange(B), tile_B].double()
-    u_token_B = torch.from_numpy(token_uniform(noise.seed_B, noise.sample_B, noise.position_B, tile_B.numpy()))
-    place_B, is_sure_too_B = _first_above(weight_BK, u_token_B)
-    token_B = (tile_B * TILE + place_B).clamp_(max=V - 1)
-
-    unsure = (~(is_sure_B & is_sure_too_B)).numpy() & ~settings.is_greedy_B
-    if unsure.any():
-        floor_B = settings.floors(z_BV.numpy()) if settings.is_plain else floor_B
-        some, words = np.flatnonzero(unsure), noise.rows(unsure)
-        drawn, _ = exact.draw(
-            z_BV[some].numpy(), settings.scale_B[some], floor_B[some], words.seed_B, words.sample_B, words.position_B
-        )
-        token_B[some] = torch.from_numpy(drawn)
-    if settings.is_greedy_B.any():
-        token_B = z_BV.argmax(-1).where(torch.from_numpy(settings.is_greedy_B), token_B)
+        tile_BMR = weight_BW.unflatten(-1, blocks).sum(-1).double()
+    uniforms = exact.uniforms(*noise.words)
+    u_B3 = torch.from_numpy(uniforms)
+    block_B, is_sure_B = _first_above(tile_BMR.sum(-1), u_B3[:, 0])
+    tile_B, is_tile_sure_B = _first_above(tile_BMR[row_B, block_B], u_B3[:, 1])
+    weight_BK = weight_BW.unflatten(-1, blocks)[row_B, block_B, tile_B].double()
+    place_B, is_token_sure_B = _first_above(weight_BK, u_B3[:, 2])
+    token_B = (block_B * width + tile_B * TILE + place_B).clamp_(max=V - 1)
+    unsure = np.flatnonzero(~(is_sure_B & is_tile_sure_B & is_token_sure_B | is_greedy_B).numpy())
+    if len(unsure):
+        drawn, _ = exact.draw(z_BV[unsure].numpy(), scale_B[unsure], floor_B[unsure], uniforms[unsure])
+        token_B[unsure] = torch.from_numpy(drawn)
+    if is_greedy_B.any():
+        token_B = z_BV.argmax(-1).where(is_greedy_B, token_B)
 
     logprob_B = (_at(u_BV, token_B) - log_sum_B).clamp_(max=0)
     drawn_logprob_B = logprob_B
-    if not settings.is_plain:
-        log_mass_B = tile_sum_BN.sum(-1).log().float()
-        drawn_logprob_B = (_at(u_BV, token_B) * scale_B1[:, 0] / LOG2E - log_mass_B).clamp_(max=0)
-        drawn_logprob_B = drawn_logprob_B.where(torch.from_numpy(~settings.is_greedy_B), 0.0)
-        is_plain_B = torch.from_numpy((settings.temperature_B == 1) & ~settings.is_filtered_B)
-        drawn_logprob_B = logprob_B.where(is_plain_B, drawn_logprob_B)
-    outputs = [x_B.where(is_right_B, torch.nan) for x_B in (logprob_B, drawn_logprob_B, entropy_B)]
-    return Draw(token_B.where(is_right_B, -1), *outputs[:2], lse_B, outputs[2])
+    if not is_plain:
+        log_mass_B = tile_BMR.sum((-1, -2)).log().float()
+        drawn_logprob_B = (_at(u_BV, token_B) * torch.from_numpy(scale_B) / LOG2E - log_mass_B).clamp_(max=0)
+        drawn_logprob_B = logprob_B.where(is_plain_B, drawn_logprob_B.where(~is_greedy_B, 0.0))
+    logprob_B, drawn_logprob_B, entropy_B = (
+        x_B.where(is_right_B, torch.nan) for x_B in (logprob_B, drawn_logprob_B, entropy_B)
+    )
+    return Draw(token_B.where(is_right_B, -1), logprob_B, drawn_logprob_B, lse_B, entropy_B)
 
 
 def _first_above(weight_BX: Tensor, u_B: Tensor) -> tuple[Tensor, Tensor]:
@@ -205,7 +214,7 @@ def _sample_triton(logits_BV: Tensor, noise: Noise, settings: Settings, config: 
     B, V = logits_BV.shape
     config = config or CONFIGS[architecture(logits_BV.device)]
     logits_BV = logits_BV if logits_BV.stride(1) == 1 or V == 1 else logits_BV.contiguous()
-    num_tiles, num_blocks = cdiv(V, TILE), cdiv(cdiv(V, TILE), config.tiles_per_block)
+    num_blocks = cdiv(V, BLOCK)
     is_tempered = bool(((settings.temperature_B != 1) & ~settings.is_greedy_B).any())
     is_filtered = bool(settings.is_filtered_B.any())
 
@@ -213,80 +222,78 @@ def _sample_triton(logits_BV: Tensor, noise: Noise, settings: Settings, config: 
         return torch.empty(shape, dtype=dtype, device=logits_BV.device)
 
     rows = partial(uploaded, device=logits_BV.device)
-
-    max_BN, sum_BN, moment_BN, mass_BN = (empty(B, num_tiles) for _ in range(4))
+    max_BM, sum_BM, moment_BM, mass_BM = (empty(B, num_blocks) for _ in range(4))
     scale_B, floor_B, least_B = rows(settings.scale_B, torch.float32), empty(B), empty(B)
     drawn = Draw(empty(B, dtype=torch.int64), *(empty(B) for _ in range(4)))
     if not B:
         return drawn
-    warps = {"num_warps": config.num_warps}
-    as_defined = {"enable_fp_fusion": False}  # kernels/draw.py
-    blocks = {"TILE": TILE, "R": config.tiles_per_block, "N": next_power_of_2(num_tiles)}
-    _tile_kernel[B * num_blocks,](
-        logits_BV, logits_BV.stride(0), V, num_tiles, num_blocks, scale_B, max_BN, sum_BN, moment_BN, mass_BN,
-        IS_TEMPERED=is_tempered, TILE=TILE, R=blocks["R"], enable_fp_fusion=True, **warps,
+    sizes = {"BLOCK": BLOCK, "M": max(2, next_power_of_2(num_blocks))}  # a block of one does not compile everywhere
+    # Not fused: kernels/draw.py.
+    of_rows = {"num_warps": config.row_warps, "maxnreg": config.row_registers, "enable_fp_fusion": False}
+    _block_kernel[B * num_blocks,](
+        logits_BV, logits_BV.stride(0), V, num_blocks, scale_B, max_BM, sum_BM, moment_BM, mass_BM,
+        IS_TEMPERED=is_tempered, BLOCK=BLOCK, num_warps=config.block_warps, enable_fp_fusion=True,
     )  # fmt: skip
     if is_filtered:
         least_B = rows(np.where(settings.is_filtered_B, log2_of(settings.min_p_B), -np.inf), torch.float32)
         top_k_B = np.where(settings.is_filtered_B & (settings.top_k_B < V), settings.top_k_B, 0)
         top_p_B = np.where(settings.is_filtered_B, settings.top_p_B, 1.0)
         _floor_kernel[B,](
-            logits_BV, logits_BV.stride(0), V, num_tiles, scale_B, max_BN, rows(top_k_B, torch.int64),
-            rows(top_p_B, torch.float64), floor_B, **blocks, **warps, **as_defined,
+            logits_BV, logits_BV.stride(0), V, num_blocks, scale_B, max_BM, rows(top_k_B, torch.int64),
+            rows(top_p_B, torch.float64), floor_B, **sizes, **of_rows,
         )  # fmt: skip
     _draw_kernel[B,](
-        logits_BV, logits_BV.stride(0), V, num_tiles, scale_B, floor_B, least_B,
-        max_BN, sum_BN, moment_BN, mass_BN if is_tempered else sum_BN, *noise.tensors(B, logits_BV.device),
+        logits_BV, logits_BV.stride(0), V, num_blocks, scale_B, floor_B, least_B,
+        max_BM, sum_BM, moment_BM, mass_BM if is_tempered else sum_BM, *noise.tensors(B, logits_BV.device),
         drawn.token_B, drawn.logprob_B, drawn.drawn_logprob_B, drawn.lse_B, drawn.entropy_B,
-        UNSURE=UNSURE, IS_FILTERED=is_filtered, **blocks, **warps, **as_defined,
+        UNSURE=UNSURE, IS_FILTERED=is_filtered, TILE=TILE, R=BLOCK_TILES, **sizes, **of_rows,
     )  # fmt: skip
     return drawn
 
 
 @jit
-def _tile_kernel(
-    logits_ptr, row_stride, V, num_tiles, num_blocks, scale_ptr, max_ptr, sum_ptr, moment_ptr, mass_ptr,
-    IS_TEMPERED: tl.constexpr, TILE: tl.constexpr, R: tl.constexpr,
+def _block_kernel(
+    logits_ptr, row_stride, V, num_blocks, scale_ptr, max_ptr, sum_ptr, moment_ptr, mass_ptr,
+    IS_TEMPERED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Of each tile: its largest logit m, S = Σ e^(z-m), Σ (z-m) e^(z-m), and Σ 2^((z-m) c)."""
+    """Of each block: its largest logit m, S = Σ e^(z-m), Σ (z-m) e^(z-m), and Σ 2^((z-m) c)."""
     LOG2E: tl.constexpr = 1.4426950408889634
     b = (tl.program_id(0) // num_blocks).to(tl.int64)
-    tile_R = tl.program_id(0) % num_blocks * R + tl.arange(0, R)
-    v_RK = tile_R[:, None] * TILE + tl.arange(0, TILE)[None, :]
-    z_RK = tl.load(logits_ptr + b * row_stride + v_RK, mask=v_RK < V, other=float("-inf")).to(tl.float32)
-    m_R = tl.max(z_RK, 1)
+    block = tl.program_id(0) % num_blocks
+    v_X = block * BLOCK + tl.arange(0, BLOCK)
+    z_X = tl.load(logits_ptr + b * row_stride + v_X, mask=v_X < V, other=float("-inf")).to(tl.float32)
+    m = tl.max(z_X, 0)
     # Finite, since 0 · -inf would be nan; a nan stays one, since no row with one may draw.
-    u_RK = z_RK - tl.where(m_R == float("-inf"), 0.0, m_R)[:, None]
-    u_RK = tl.maximum(u_RK, -1e38, propagate_nan=tl.PropagateNan.ALL)
-    e_RK = tl.exp2(u_RK * LOG2E)
-    place_R = b * num_tiles + tile_R
-    is_tile_R = tile_R < num_tiles
-    tl.store(max_ptr + place_R, m_R, mask=is_tile_R)
-    tl.store(sum_ptr + place_R, tl.sum(e_RK, 1), mask=is_tile_R)
-    tl.store(moment_ptr + place_R, tl.sum(e_RK * u_RK, 1), mask=is_tile_R)
+    u_X = z_X - tl.where(m == float("-inf"), 0.0, m)
+    u_X = tl.maximum(u_X, -1e38, propagate_nan=tl.PropagateNan.ALL)
+    e_X = tl.exp2(u_X * LOG2E)
+    place = b * num_blocks + block
+    tl.store(max_ptr + place, m)
+    tl.store(sum_ptr + place, tl.sum(e_X, 0))
+    tl.store(moment_ptr + place, tl.sum(e_X * u_X, 0))
     if IS_TEMPERED:
-        tl.store(mass_ptr + place_R, tl.sum(tl.exp2(u_RK * tl.load(scale_ptr + b)), 1), mask=is_tile_R)
+        tl.store(mass_ptr + place, tl.sum(tl.exp2(u_X * tl.load(scale_ptr + b)), 0))
 
 
 @jit
 def _floor_kernel(
-    logits_ptr, row_stride, V, num_tiles, scale_ptr, max_ptr, top_k_ptr, top_p_ptr, floor_ptr,
-    TILE: tl.constexpr, R: tl.constexpr, N: tl.constexpr,
+    logits_ptr, row_stride, V, num_blocks, scale_ptr, max_ptr, top_k_ptr, top_p_ptr, floor_ptr,
+    BLOCK: tl.constexpr, M: tl.constexpr,
 ):  # fmt: skip
     """The least logit of a row that top-k and then top-p keep: two bisections over the bits of float32, no sort."""
     b = tl.program_id(0).to(tl.int64)
     row_ptr = logits_ptr + b * row_stride
     scale = tl.load(scale_ptr + b)
-    tile_N = tl.arange(0, N)
-    m = tl.max(tl.load(max_ptr + b * num_tiles + tile_N, mask=tile_N < num_tiles, other=float("-inf")), 0)
+    block_M = tl.arange(0, M)
+    m = tl.max(tl.load(max_ptr + b * num_blocks + block_M, mask=block_M < num_blocks, other=float("-inf")), 0)
     floor = tl.full((), float("-inf"), tl.float32)
     top_k = tl.load(top_k_ptr + b)
     if top_k > 0:
-        floor = _bisect(row_ptr, V, m, scale, floor, top_k.to(tl.float64), R * TILE, False)
+        floor = _bisect(row_ptr, V, m, scale, floor, top_k.to(tl.float64), BLOCK, False)
     top_p = tl.load(top_p_ptr + b)
     if top_p < 1.0:
-        _, total = _above(row_ptr, V, m, scale, floor, R * TILE, True)
-        floor = _bisect(row_ptr, V, m, scale, floor, top_p * total.to(tl.float64), R * TILE, True)
+        _, total = _above(row_ptr, V, m, scale, floor, BLOCK, True)
+        floor = _bisect(row_ptr, V, m, scale, floor, top_p * total.to(tl.float64), BLOCK, True)
     tl.store(floor_ptr + b, floor)
 
 
@@ -337,12 +344,13 @@ def _from_key(key):
 
 @jit
 def _draw_kernel(
-    logits_ptr, row_stride, V, num_tiles, scale_ptr, floor_ptr, least_ptr,
+    logits_ptr, row_stride, V, num_blocks, scale_ptr, floor_ptr, least_ptr,
     max_ptr, sum_ptr, moment_ptr, mass_ptr, seed_ptr, sample_ptr, position_ptr,
     token_ptr, logprob_ptr, drawn_logprob_ptr, lse_ptr, entropy_ptr,
-    UNSURE: tl.constexpr, IS_FILTERED: tl.constexpr, TILE: tl.constexpr, R: tl.constexpr, N: tl.constexpr,
+    UNSURE: tl.constexpr, IS_FILTERED: tl.constexpr, TILE: tl.constexpr, R: tl.constexpr,
+    BLOCK: tl.constexpr, M: tl.constexpr,
 ):  # fmt: skip
-    """One row: its tile by the tiles' masses, its token inside the tile, and the log-probabilities."""
+    """One row: its block by the blocks' masses, tile and token inside it by integers, and the log-probabilities."""
     LOG2E: tl.constexpr = 1.4426950408889634
     LN2: tl.constexpr = 0.6931471805599453
     b = tl.program_id(0).to(tl.int64)
@@ -351,76 +359,78 @@ def _draw_kernel(
     is_greedy = scale == 0.0
     scale = tl.where(is_greedy, 1.0, scale)
     seed, sample, position = tl.load(seed_ptr + b), tl.load(sample_ptr + b), tl.load(position_ptr + b)
-    floor, least = float("-inf"), float("-inf")
+    u_block, u_tile = uniforms_kernel(seed, sample, position)
+    floor, least, is_unfiltered = float("-inf"), float("-inf"), True
     if IS_FILTERED:
         floor, least = tl.load(floor_ptr + b), tl.load(least_ptr + b)
+        is_unfiltered = (floor == float("-inf")) & (least == float("-inf"))
 
-    tile_N = tl.arange(0, N)
-    is_tile_N = tile_N < num_tiles
-    place_N = b * num_tiles + tile_N
-    m_N = tl.load(max_ptr + place_N, mask=is_tile_N, other=float("-inf"))
-    sum_N = tl.load(sum_ptr + place_N, mask=is_tile_N, other=0.0)
-    moment_N = tl.load(moment_ptr + place_N, mask=is_tile_N, other=0.0)
-    m, u_N, log_sum, entropy, is_right = merge_kernel(m_N, sum_N, moment_N)
+    block_M = tl.arange(0, M)
+    is_block_M = block_M < num_blocks
+    place_M = b * num_blocks + block_M
+    m_M = tl.load(max_ptr + place_M, mask=is_block_M, other=float("-inf"))
+    sum_M = tl.load(sum_ptr + place_M, mask=is_block_M, other=0.0)
+    moment_M = tl.load(moment_ptr + place_M, mask=is_block_M, other=0.0)
+    m, u_M, log_sum, entropy, is_right = merge_kernel(m_M, sum_M, moment_M)
 
-    # The tile, by sums in floating point, if they are sure of it.
-    u_tile = uniform_kernel(seed, sample, position, 0)
-    mass_N = tl.load(mass_ptr + place_N, mask=is_tile_N, other=0.0)
-    mass_N = (mass_N * tl.exp2(u_N * scale)).to(tl.float64)
-    cumulated_N = tl.cumsum(mass_N, 0)
-    total = tl.sum(mass_N, 0)
-    distance_N = cumulated_N - u_tile * total
-    tile = tl.sum((is_tile_N & (distance_N <= 0.0)).to(tl.int32), 0)
-    is_sure = tl.min(tl.where(is_tile_N, tl.abs(distance_N), total), 0) > UNSURE * total
+    # The block, by sums in floating point, if they are sure of it.
+    mass_M = tl.load(mass_ptr + place_M, mask=is_block_M, other=0.0)
+    mass_M = (mass_M * tl.exp2(u_M * scale)).to(tl.float64)
+    total = tl.sum(mass_M, 0)
+    distance_M = tl.cumsum(mass_M, 0) - u_block * total
+    block = tl.sum((is_block_M & (distance_M <= 0.0)).to(tl.int32), 0)
+    is_sure = tl.min(tl.where(is_block_M, tl.abs(distance_M), total), 0) > UNSURE * total
     log_mass = tl.log(total.to(tl.float32))
     if is_greedy:
-        tile = tl.min(tl.where(m_N == m, tile_N, num_tiles), 0)
-    elif IS_FILTERED or not is_sure:
+        block = tl.min(tl.where(m_M == m, block_M, num_blocks), 0)
+    elif not (is_sure & is_unfiltered):
         exact_total = tl.zeros((), tl.int64)
-        for start in range(0, num_tiles, R):
-            exact_total += tl.sum(_exact_masses(row_ptr, start, V, m, scale, floor, least, TILE, R), 0)
-        target = target_kernel(u_tile, exact_total)
-        before = tl.zeros((), tl.int64)
-        tile = num_tiles
-        for start in range(0, num_tiles, R):
-            exact_R = _exact_masses(row_ptr, start, V, m, scale, floor, least, TILE, R)
-            is_past_R = before + tl.cumsum(exact_R, 0) > target
-            tile = tl.minimum(tile, tl.min(tl.where(is_past_R, start + tl.arange(0, R), num_tiles), 0))
-            before += tl.sum(exact_R, 0)
-        log_mass = tl.log((exact_total.to(tl.float64) * 2.842170943040401e-14).to(tl.float32))
-    tile = tl.minimum(tile, num_tiles - 1)
+        for some in range(0, num_blocks):
+            exact_total += _exact_block(row_ptr, some, V, m, scale, floor, least, TILE, R)
+        target = target_kernel(u_block, exact_total)
+        cumulated = tl.zeros((), tl.int64)
+        block = tl.zeros((), tl.int32)
+        for some in range(0, num_blocks):
+            cumulated += _exact_block(row_ptr, some, V, m, scale, floor, least, TILE, R)
+            block += (cumulated <= target).to(tl.int32)
+        if not is_unfiltered:
+            log_mass = tl.log((exact_total.to(tl.float64) * 9.094947017729282e-13).to(tl.float32))
+    block = tl.minimum(block, num_blocks - 1)
 
-    # The token, by integers.
+    # Tile and token, by integers.
+    r_R = tl.arange(0, R)
+    m_R, _, tile_R = _exact_tiles(row_ptr, block, V, m, scale, floor, least, TILE, R)
+    tile = tl.sum((tl.cumsum(tile_R, 0) <= target_kernel(u_tile, tl.sum(tile_R, 0))).to(tl.int32), 0)
+    if is_greedy:
+        tile = tl.min(tl.where(m_R == m, r_R, R), 0)
+    tile = block * R + tl.minimum(tile, R - 1)
     k_K = tl.arange(0, TILE)
     v_K = tile * TILE + k_K
     z_K = tl.load(row_ptr + v_K, mask=v_K < V, other=float("-inf")).to(tl.float32)
     weight_K = _weights(z_K, tl.max(z_K, 0), m, scale, floor, least)
-    target = target_kernel(uniform_kernel(seed, sample, position, tile + 1), tl.sum(weight_K, 0))
+    target = target_kernel(token_uniform_kernel(seed, sample, position), tl.sum(weight_K, 0))
     k = tl.sum((tl.cumsum(weight_K, 0) <= target).to(tl.int32), 0)
     if is_greedy:
         k = tl.min(tl.where(z_K == m, k_K, TILE), 0)
     u = tl.sum(tl.where(k_K == k, z_K, 0.0), 0) - m
-    drawn_logprob = tl.minimum(u * scale * LN2 - log_mass, 0.0)
-    is_plain = scale == LOG2E
-    if IS_FILTERED:
-        is_plain = is_plain & (floor == float("-inf")) & (least == float("-inf"))
     store_kernel(
-        b, tile * TILE + k, u, m, log_sum, entropy, drawn_logprob, is_right, is_greedy, is_plain,
-        token_ptr, logprob_ptr, drawn_logprob_ptr, lse_ptr, entropy_ptr,
+        b, tile * TILE + k, u, m, log_sum, entropy, tl.minimum(u * scale * LN2 - log_mass, 0.0), is_right, is_greedy,
+        (scale == LOG2E) & is_unfiltered, token_ptr, logprob_ptr, drawn_logprob_ptr, lse_ptr, entropy_ptr,
     )  # fmt: skip
 
 
 @jit
-def merge_kernel(m_N, sum_N, moment_N):
-    """Of a row, from its tiles: m, (m_N - m), log Σ e^(z-m), entropy, whether it has a distribution."""
+def merge_kernel(m_M, sum_M, moment_M):
+    """Of a row, from its parts: m, (m_M - m), log Σ e^(z-m), entropy, whether it has a distribution."""
     LOG2E: tl.constexpr = 1.4426950408889634
-    m = tl.max(m_N, 0)
-    u_N = tl.maximum(m_N - m, -1e38)
-    share_N = tl.exp2(u_N * LOG2E)
-    sum = tl.sum(share_N * sum_N, 0)
+    m = tl.max(m_M, 0)
+    u_M = tl.maximum(m_M - m, -1e30)  # times a part's sum, still finite
+    share_M = tl.exp2(u_M * LOG2E)
+    sum = tl.sum(share_M * sum_M, 0)
     log_sum = tl.log(sum)
-    entropy = tl.maximum(log_sum - tl.sum(share_N * (moment_N + u_N * sum_N), 0) / sum, 0.0)
-    return m, u_N, log_sum, entropy, (sum > 0.0) & (m + log_sum < float("inf"))  # false for nan
+    entropy = log_sum - tl.sum(share_M * (moment_M + u_M * sum_M), 0) / sum
+    entropy = tl.maximum(entropy, 0.0, propagate_nan=tl.PropagateNan.ALL)
+    return m, u_M, log_sum, entropy, (sum > 0.0) & (m + log_sum < float("inf"))  # false for nan
 
 
 @jit
@@ -440,13 +450,22 @@ def store_kernel(
 
 
 @jit
-def _exact_masses(row_ptr, start, V, m, scale, floor, least, TILE: tl.constexpr, R: tl.constexpr):
-    """G of tiles start, …, start + R - 1."""
-    v_RK = (start + tl.arange(0, R))[:, None] * TILE + tl.arange(0, TILE)[None, :]
+def _exact_block(row_ptr, block, V, m, scale, floor, least, TILE: tl.constexpr, R: tl.constexpr):
+    """G of a block."""
+    _, m_block, tile_R = _exact_tiles(row_ptr, block, V, m, scale, floor, least, TILE, R)
+    return products_kernel(tl.sum(tile_R, 0), (m_block - m) * scale)
+
+
+@jit
+def _exact_tiles(row_ptr, block, V, m, scale, floor, least, TILE: tl.constexpr, R: tl.constexpr):
+    """Of a block: m of its tiles and its own, and the parts that its tiles have in B."""
+    v_RK = (block * R + tl.arange(0, R))[:, None] * TILE + tl.arange(0, TILE)[None, :]
     z_RK = tl.load(row_ptr + v_RK, mask=v_RK < V, other=float("-inf")).to(tl.float32)
     m_R = tl.max(z_RK, 1)
+    m_block = tl.max(m_R, 0)
     weight_RK = _weights(z_RK, m_R[:, None], m, scale, floor, least)
-    return masses_kernel(tl.sum(weight_RK, 1), (m_R - m) * scale)
+    x_R = (m_R - tl.where(m_block == float("-inf"), 0.0, m_block)) * scale
+    return m_R, m_block, products_kernel(tl.sum(weight_RK, 1), x_R)
 
 
 @jit
@@ -459,12 +478,21 @@ def _weights(z, m_tile, m, scale, floor, least):
 def shipped_launches(arch: str) -> Iterator[tuple[str, Callable[[], None]]]:
     """For kernels/offline.py."""
     zeros = np.zeros(64, dtype=np.uint64)
-    for dtype in (torch.bfloat16, torch.float32):
-        logits_BV = torch.empty(64, 151_936, dtype=dtype, device="meta")
-        for name, settings in (
-            ("plain", Settings.of(64, 1.0, 0, 1.0, 0.0)),
-            ("tempered", Settings.of(64, 0.7, 0, 1.0, 0.0)),
-            ("filtered", Settings.of(64, 0.7, 20, 0.95, 0.05)),
-        ):
-            label = f"{name}, {str(dtype).removeprefix('torch.')}"
-            yield label, partial(_sample_triton, logits_BV, Noise(zeros, zeros, zeros), settings, CONFIGS[arch])
+    settings = {
+        "plain": Settings.of(64, 1.0, 0, 1.0, 0.0),
+        "tempered": Settings.of(64, 0.7, 0, 1.0, 0.0),
+        "filtered": Settings.of(64, 0.7, 20, 0.95, 0.05),
+    }
+    for name, V, dtype in (
+        ("plain", 151_936, torch.bfloat16),
+        ("tempered", 151_936, torch.bfloat16),
+        ("filtered", 151_936, torch.bfloat16),
+        ("plain", 151_936, torch.float32),
+        ("filtered", 151_936, torch.float32),
+        ("filtered", 262_144, torch.float32),
+        ("filtered", 50_257, torch.float32),  # rows that are not aligned
+        ("filtered", 1, torch.float32),
+    ):
+        logits_BV = torch.empty(64, V, dtype=dtype, device="meta")
+        label = f"{name}, V {V}, {str(dtype).removeprefix('torch.')}"
+        yield label, partial(_sample_triton, logits_BV, Noise(zeros, zeros, zeros), settings[name], CONFIGS[arch])

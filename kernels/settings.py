@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kernels.draw import least_kept, scale_of
+from kernels.draw import MAX_VOCABULARY, least_kept, scale_of
 
 Words = np.ndarray | Tensor | int
 PerRow = float | np.ndarray | Tensor
@@ -40,11 +40,13 @@ class Noise:
     position_B: np.ndarray | Tensor
 
     @classmethod
-    def of(cls, B: int, seed_B: Words, sample_B: Words, position_B: Words) -> Noise:
+    def of(cls, B: int, seed_B: Words, sample_B: Words, position_B: Words, device: torch.device) -> Noise:
         """From arrays, tensors, or one number for all rows. What lies on a GPU is not looked at."""
         words = []
         for name, x in (("seed_B", seed_B), ("sample_B", sample_B), ("position_B", position_B)):
             is_far = isinstance(x, Tensor) and x.device.type != "cpu"
+            if is_far and x.device != device:
+                raise ValueError(f"{name} is on {x.device}, but the rows to draw on {device}")
             x = x if is_far else np.asarray(x)
             is_integer = not (x.is_floating_point() or x.is_complex()) if is_far else x.dtype.kind in "iu"
             if not is_integer or tuple(x.shape) not in ((), (B,)):
@@ -56,26 +58,41 @@ class Noise:
             words.append(x)
         return cls(*words)
 
-    def rows(self, some: np.ndarray) -> Noise:
-        return Noise(self.seed_B[some], self.sample_B[some], self.position_B[some])
+    def rows(self, some: slice) -> Noise:
+        return Noise(*(x_B[some] for x_B in self.words))
+
+    @property
+    def words(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """As `draw.uniforms` takes them."""
+        return self.seed_B, self.sample_B, self.position_B
 
     def tensors(self, B: int, device: torch.device) -> list[Tensor]:
         """int64 and twice int32, of the same bits, on the device."""
         dtypes = (torch.int64, torch.int32, torch.int32)
         return [
             x.to(device, dtype).expand(B).contiguous() if isinstance(x, Tensor) else uploaded(x, dtype, device)
-            for x, dtype in zip((self.seed_B, self.sample_B, self.position_B), dtypes, strict=True)
+            for x, dtype in zip(self.words, dtypes, strict=True)
         ]
 
 
 def uploaded(x_B: np.ndarray, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """An array as a tensor on a device; without a copy from here if all its entries are equal."""
+    """An array as a tensor on a device: filled in there if its entries are equal, else copied without waiting."""
     x_B = np.array(x_B)
     if x_B.dtype == np.uint64:
         x_B = x_B.view(np.int64) if dtype == torch.int64 else x_B.astype(np.uint32).view(np.int32)
     if len(x_B) and (x_B == x_B[0]).all():
         return torch.full((len(x_B),), x_B[0].item(), dtype=dtype, device=device)
-    return torch.from_numpy(x_B).to(device, dtype)
+    tensor = torch.from_numpy(x_B).to(dtype)
+    # Only from pinned memory does a copy leave the host free; pages are pinned once and used again.
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
+def check_rows(name: str, x_BX: Tensor, V: int) -> None:
+    """Raises ValueError for a device that nobody draws on, or a vocabulary that the draw has no room for."""
+    if x_BX.device.type not in ("cpu", "cuda"):
+        raise ValueError(f"{name} must be on a CPU or a CUDA device, got {x_BX.device}")
+    if not 0 < V <= MAX_VOCABULARY:
+        raise ValueError(f"{name}: the vocabulary must have 1 to {MAX_VOCABULARY} tokens, got V = {V}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,13 +113,19 @@ class Settings:
             ("top_p", top_p, np.float64, 5e-324, 1, "in (0, 1]"),
             ("min_p", min_p, np.float64, 0, 1, "in [0, 1]"),
         ):
-            x = x.cpu().numpy() if isinstance(x, Tensor) else np.asarray(x)
+            if isinstance(x, Tensor):
+                x = x.detach().cpu()
+                x = (x.double() if x.is_floating_point() else x).numpy()
+            x = np.asarray(x)
             if x.dtype.kind not in ("iu" if dtype is np.int64 else "iuf") or x.shape not in ((), (B,)):
                 raise ValueError(f"{name} must be one number or {B}, got {x.dtype} of shape {x.shape}")
             if not ((x >= low) & (x <= high)).all():
                 raise ValueError(f"{name} must be {right}, got {x.tolist()}")
             rows.append(np.broadcast_to(x.astype(dtype), (B,)))
         return cls(*rows)
+
+    def rows(self, some: slice) -> Settings:
+        return Settings(self.temperature_B[some], self.top_k_B[some], self.top_p_B[some], self.min_p_B[some])
 
     @property
     def scale_B(self) -> np.ndarray:
@@ -117,12 +140,12 @@ class Settings:
         return ((self.top_k_B > 0) | (self.top_p_B < 1) | (self.min_p_B > 0)) & ~self.is_greedy_B
 
     @property
-    def is_plain(self) -> bool:
-        """Every draw is from softmax(logits) itself."""
-        return bool((self.temperature_B == 1).all() and not self.is_filtered_B.any())
+    def is_plain_B(self) -> np.ndarray:
+        """Which draws are from softmax(logits) itself."""
+        return (self.temperature_B == 1) & ~self.is_filtered_B
 
     def floors(self, logits_BV: np.ndarray) -> np.ndarray:
-        """The least logit that each row keeps, float32 [B]."""
+        """The least logit that each row keeps, float32 [B]; -inf where there is no filter."""
         floor_B = np.full(len(logits_BV), -np.inf, dtype=np.float32)
         some = np.flatnonzero(self.is_filtered_B)
         if len(some):

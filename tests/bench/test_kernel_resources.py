@@ -53,9 +53,16 @@ def test_spills_and_too_much_shared_memory_are_beyond_the_bounds():
     assert not is_beyond(Resources(**fits | {"shared_bytes": (163 << 10) + 1, "arch": "sm_90"}))
 
 
-def test_an_unknown_architecture_is_told():
+@pytest.mark.parametrize(
+    "arch, interpret, words",
+    [
+        ("sm_75", "0", "--arch sm_75: must be of sm_80, sm_90"),
+        ("sm_80", "1", "compiling needs Triton, and TRITON_INTERPRET unset"),
+    ],
+)
+def test_a_mistake_is_one_line(arch, interpret, words):
     ran = subprocess.run(
-        [sys.executable, "bench/main.py", "compile", "--arch", "sm_75"], cwd=ROOT, capture_output=True, text=True
-    )
-    assert ran.returncode == 1
-    assert ran.stderr == "error: --arch sm_75: must be of sm_80, sm_90\n"
+        [sys.executable, "bench/main.py", "compile", "--arch", arch],
+        cwd=ROOT, env=os.environ | {"TRITON_INTERPRET": interpret}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert (ran.returncode, ran.stderr) == (1, f"error: {words}\n")

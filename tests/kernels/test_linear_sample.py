@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import kernels.linear_sample as module
-from kernels.draw import TILE
+from kernels.draw import BLOCK, TILE
 from kernels.linear_sample import (
     Config,
     _linear_sample_cpu,
@@ -53,10 +53,9 @@ def words_of(B, seed=0):
 
 def by_form(form, hidden_BD, weight_VD, words, temperature, device="cpu", **options) -> Draw:
     B = len(hidden_BD)
-    drawn = form(
-        hidden_BD.to(device), weight_VD.to(device), Noise.of(B, *words), Settings.of(B, temperature, 0, 1.0, 0.0),
-        **options,
-    )  # fmt: skip
+    noise = Noise.of(B, *words, torch.device(device))
+    settings = Settings.of(B, temperature, 0, 1.0, 0.0)
+    drawn = form(hidden_BD.to(device), weight_VD.to(device), noise, settings, **options)
     return Draw(*(getattr(drawn, name).cpu() for name in FIELDS))
 
 
@@ -83,14 +82,14 @@ def test_the_cpu_forms_draw_what_the_definition_draws(V, dtype, monkeypatch):
         words = words_of(B, seed)
         right = linear_sample_ref(hidden_BD, weight_VD, *words, temperature=mixed(B))
         assert_same_draw(linear_sample(hidden_BD, weight_VD, *words, temperature=mixed(B)), right)
-        for max_elements in (1, 2 * B * TILE, 1 << 22):  # a tile at a time, two, all
+        for max_elements in (1, 32 * V, 1 << 22):  # 16 rows at a time, 32, all
             monkeypatch.setattr(module, "MAX_ELEMENTS", max_elements)
             assert_same_draw(by_form(_linear_sample_cpu, hidden_BD, weight_VD, words, mixed(B)), right)
 
 
 # A block of rows and a bit; less than one; widths that are no multiple of a block.
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("B, D, V", [(20, 24, 300), (5, 16, TILE), (3, 7, 1), (2, 33, 1000)])
+@pytest.mark.parametrize("B, D, V", [(20, 24, 300), (5, 16, TILE), (3, 7, 1), (2, 17, BLOCK + 130)])
 def test_the_triton_form_draws_what_the_definition_draws(B, D, V, dtype, triton_device):
     hidden_BD, weight_VD = exact_problem(B, D, V, dtype)
     words = words_of(B, 3)
@@ -155,11 +154,11 @@ class LargestTensor(TorchDispatchMode):
 
 def test_no_form_holds_all_logits(triton_device, monkeypatch):
     B, D, V = 64, 8, 3000
-    monkeypatch.setattr(module, "MAX_ELEMENTS", B * TILE)
+    monkeypatch.setattr(module, "MAX_ELEMENTS", 16 * V)
     hidden_BD, weight_VD = random_problem(B, D, V)
     with LargestTensor() as largest:
         linear_sample(hidden_BD, weight_VD, *words_of(B))
-    assert largest.num_bytes <= max(2 * TILE * B, V * D) * 4 < B * V * 4
+    assert largest.num_bytes <= 16 * (V + TILE) * 8 < B * V * 4
     with LargestTensor() as largest:
         by_form(_linear_sample_triton, hidden_BD, weight_VD, words_of(B), 1.0, triton_device, config=SMALL)
     assert largest.num_bytes <= V * D * 4 < B * V * 4
@@ -216,6 +215,17 @@ def test_no_rows(form, triton_device):
     assert all(getattr(result, name).shape == (0,) for name in FIELDS)
 
 
+@pytest.mark.parametrize("V", [300, 70_000])
+def test_a_row_does_not_depend_on_the_number_of_rows(V):
+    """To the bit, for multiples of 16 rows, also where not all of them fit into MAX_ELEMENTS."""
+    hidden_BD, weight_VD = random_problem(96, 32, V)
+    words = words_of(96)
+    whole = linear_sample(hidden_BD, weight_VD, *words)
+    part = linear_sample(hidden_BD[32:64], weight_VD, *(word[32:64] for word in words))
+    for name in FIELDS:
+        assert torch.equal(getattr(whole, name)[32:64], getattr(part, name)), name
+
+
 def test_float64_is_the_sampler_of_its_logits():
     """For tests of other parts, which compare in float64."""
     hidden_BD, weight_VD = random_problem(4, 8, 20, torch.float64)
@@ -230,7 +240,7 @@ def test_float64_is_the_sampler_of_its_logits():
         ({"weight_VD": torch.zeros(9, 5)}, r"weight_VD \[V, D\] has shape \(9, 5\), but D is 4 in hidden_BD"),
         ({"weight_VD": torch.zeros(9, 4, device="meta")}, "weight_VD is on meta, but hidden_BD on cpu"),
         ({"weight_VD": torch.zeros(9, 4).bfloat16()}, "weight_VD must be torch.float32, got torch.bfloat16"),
-        ({"weight_VD": torch.zeros(0, 4)}, "weight_VD must have at least one token"),
+        ({"weight_VD": torch.zeros(0, 4)}, "weight_VD: the vocabulary must have 1 to"),
         ({"hidden_BD": torch.zeros(3, 4).int()}, "hidden_BD must be torch.float32 or"),
         ({"seed_B": np.zeros(3)}, "seed_B must be integers"),
         ({"top_p": 0}, r"top_p must be in \(0, 1\]"),

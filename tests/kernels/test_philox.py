@@ -54,15 +54,19 @@ def test_arguments_are_broadcast():
 
 
 def test_uniforms_are_strictly_inside_the_unit_interval():
-    u = open_uniform(np.array([0, 1, 2**31, 2**32 - 1], dtype=np.uint32))
+    largest = 2**32 - 1
+    high = np.array([0, 0, 0, 1, 2**31, largest, largest], dtype=np.uint32)
+    low = np.array([0, 1 << 12, largest, 0, 5, 0, largest], dtype=np.uint32)
+    u = open_uniform(high, low)
     assert (u > 0).all() and (u < 1).all()
     assert (np.diff(u) > 0).all()
-    assert u[0] == 1 - u[-1]  # symmetric: no bias
+    assert u[0] == 1 - u[-1] == 2.0**-53  # symmetric: no bias
+    assert u[1] == 3 * 2.0**-53  # the low word counts
 
 
 def test_uniforms_are_uniform():
-    word, other, *_ = philox4x32((5, 6), (np.arange(100_000, dtype=np.uint64), 0, 0, 0))
-    u, v = open_uniform(word), open_uniform(other)
+    words = philox4x32((5, 6), (np.arange(100_000, dtype=np.uint64), 0, 0, 0))
+    u, v = open_uniform(*words[:2]), open_uniform(*words[2:])
     # Five standard deviations of a mean, a variance (1/12, kurtosis 9/5) and a correlation.
     assert abs(u.mean() - 1 / 2) < 5 * (1 / 12 / 100_000) ** 0.5
     assert abs(u.var() - 1 / 12) < 5 * (1 / 180 / 100_000) ** 0.5
