@@ -15,8 +15,8 @@ BLOCKS = re.findall(r"(?:^    .*\n)+", README, re.M)
 COMMANDS = [line.strip() for block in BLOCKS for line in block.replace("\\\n", " ").splitlines()]
 
 
-def test_python_examples_give_what_they_say():
-    (example,) = re.findall(r"```python\n(.*?)```", README, re.S)
+@pytest.mark.parametrize("example", re.findall(r"```python\n(.*?)```", README, re.S))
+def test_python_examples_give_what_they_say(example):
     code, expected = example.rstrip().rsplit("\n# ", 1)
     *setup, last = code.rstrip().split("\n")
     names: dict = {}

@@ -17,7 +17,7 @@ def test_the_column_of_a_device(capability, column, monkeypatch):
 
 def test_an_old_device_is_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
-    with pytest.raises(ValueError, match="need compute capability 8.0 or later, cuda has 7.5"):
+    with pytest.raises(ValueError, match=r"need compute capability 8\.0 or later, cuda has 7\.5"):
         architecture(torch.device("cuda"))
 
 
