@@ -29,8 +29,9 @@ def main(arguments: list[str]) -> int:
     compiled.add_argument("--arch", default="sm_80,sm_90", help="architectures, comma-separated")
     compiled.set_defaults(run=_compile)
     kernels = commands.add_parser("kernels", help="time and memory of each kernel beside plain torch, here")
-    kernels.add_argument("--only", default="", help="kernels, comma-separated; all of them without it")
-    kernels.add_argument("--repeats", type=int, default=5, help="timed turns of each form")
+    names = "sample, linear_sample, linear_logprob, grpo_loss, linear_grpo_loss, paged_attention"
+    kernels.add_argument("--only", help=f"some of {names}; comma-separated")
+    kernels.add_argument("--repeats", type=int, default=5, help="timed turns of each form (default: 5)")
     kernels.set_defaults(run=_kernels)
     for command in (step, compiled, kernels):
         command.add_argument("--out", type=Path, help="folder for the result as JSON and as a Markdown table")
@@ -63,7 +64,7 @@ def _kernels(options: argparse.Namespace) -> None:
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # torch's profiler would tell of every start and stop
     from bench.kernel_speed import run_kernel_speed
 
-    run_kernel_speed(options.only.split(",") if options.only else [], options.repeats, options.out)
+    run_kernel_speed([] if options.only is None else options.only.split(","), options.repeats, options.out)
 
 
 if __name__ == "__main__":

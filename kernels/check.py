@@ -22,7 +22,7 @@ def check_shapes(**tensors: tuple[Tensor, str]) -> dict[str, int]:
             raise TypeError(f"{name} must be a tensor [{', '.join(dims)}], got {type(tensor).__name__}")
         shape = tuple(tensor.shape)
         if len(shape) != len(dims):
-            raise ValueError(f"{name} must have {len(dims)} dimensions [{', '.join(dims)}], got shape {shape}")
+            raise ValueError(f"{name} must have dimensions [{', '.join(dims)}], got shape {shape}")
         for letter, size in zip(dims, shape, strict=True):
             right, other = sizes.setdefault(letter, (size, name))
             if size != right:

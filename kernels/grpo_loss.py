@@ -156,11 +156,12 @@ def grpo_loss(
         clip_low, clip_high: in [0, 1); at least 0, where inf is no bound.
         dual_clip: c, above 1.
         reference_logprob_T, kl_coef, kl_estimator: without a reference `kl_T` is 0.
-        importance_weight_T: w, at least 0, for instance a truncated ratio of trainer to rollout. On the policy term.
+        importance_weight_T: w, for instance a truncated ratio of trainer to rollout. On the policy term. At least 0,
+            which is not checked.
         entropy_T, entropy_coef: entropy H of the policy in nats.
         mask_T: bool; False leaves a token out.
-        num_tokens: what each loss is divided by. With the number of a step's tokens, over all ranks, the losses are
-            shares that add up to the step's, however it is split.
+        num_tokens: what each loss is divided by; 1 leaves a sum, not a mean. With the number of a step's tokens, over
+            all ranks, the losses are shares that add up to the step's, however it is split.
 
     Raises:
         TypeError, ValueError: an argument of another shape, dtype, device or range; a coefficient without its input.
@@ -182,14 +183,16 @@ def grpo_loss(
         ("entropy_coef", entropy_coef, lambda x: 0 <= x < float("inf"), "at least 0 and finite"),
         ("num_tokens", num_tokens, lambda x: 0 < x < float("inf"), "positive and finite"),
     ):
+        if isinstance(value, Tensor):
+            raise ValueError(f"{name} must be a number, got a tensor: hand in its .item()")
         if not (isinstance(value, Real) and is_right(value)):
             raise ValueError(f"{name} must be {right}, got {value!r}")
     if kl_estimator not in ("k1", "k2", "k3"):
         raise ValueError(f"kl_estimator must be k1, k2 or k3, got {kl_estimator!r}")
     if kl_coef and reference_logprob_T is None:
-        raise ValueError(f"kl_coef={kl_coef} needs reference_logprob")
+        raise ValueError(f"kl_coef={kl_coef} needs reference_logprob_T")
     if entropy_coef and entropy_T is None:
-        raise ValueError(f"entropy_coef={entropy_coef} needs entropy")
+        raise ValueError(f"entropy_coef={entropy_coef} needs entropy_T")
     bounds = (1 - clip_low, 1 + clip_high, float("inf") if dual_clip is None else dual_clip)
     options = _Options(*map(float, bounds), float(kl_coef), kl_estimator, float(entropy_coef), float(num_tokens))
     has_triton = triton is not None and logprob_T.is_cuda and logprob_T.dtype != torch.float64

@@ -1,4 +1,5 @@
-"""The LM head fused with `sample`: a token per row from hidden states, logits [B, V] never in memory unless filtered.
+"""The LM head fused with `sample`: a token per row from hidden states. In 16 bits on a GPU, logits [B, V] are never in
+memory unless a row is filtered; elsewhere they are made for some rows at a time.
 
 Bound by bytes: at decode the weight is read once, for up to a hundred rows at the price of one. Logits are products
 accumulated in float32 and are not rounded to bfloat16 before the soft-max (that rounding alone moves log-probabilities
@@ -35,9 +36,8 @@ from kernels.matmul import float32_logits
 from kernels.sample import _sample_cpu, _sample_triton, checked, merge_kernel, sample_ref, store_kernel
 from kernels.settings import Draw, Noise, PerRow, Settings, Words, check_rows, uploaded
 
-# On a CPU, logits of so many elements at a time, but always of 16 rows: a product of fewer rounds in another way.
-MAX_ELEMENTS = 1 << 22
-_ROWS = 16
+ROWS = 16  # products of fewer than 12 rows round in other ways on a CPU
+MAX_ELEMENTS = 1 << 22  # logits at a time on a CPU, in multiples of ROWS rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +78,8 @@ def linear_sample(
 ) -> Draw:
     """Draws one token per row from softmax(hidden · weightᵀ), tempered and filtered as `sample` says.
 
-    Without a filter no logits are kept. With one they are made once, in float32, and handed to `sample`. Given equal
-    logits the token is that of `sample` to the bit; logits themselves are rounded sums, which differ between machines.
+    Given equal logits the token is that of `sample` to the bit; logits themselves are rounded sums, which differ
+    between machines (and on a CPU between less than 16 rows and more).
 
     Args:
         hidden_BD, weight_VD: of one floating dtype, on one device.
@@ -108,8 +108,8 @@ def linear_sample(
 
 
 def _linear_sample_cpu(hidden_BD: Tensor, weight_VD: Tensor, noise: Noise, settings: Settings) -> Draw:
-    """Some rows at a time; how many is decided by V alone, so that a row's numbers do not depend on the others."""
-    step = max(1, MAX_ELEMENTS // len(weight_VD) // _ROWS) * _ROWS
+    """Some rows at a time, how many by V alone: in whole multiples of ROWS, no row depends on the others."""
+    step = max(1, MAX_ELEMENTS // len(weight_VD) // ROWS) * ROWS
     parts = [
         _sample_cpu(float32_logits(hidden_BD[start : start + step], weight_VD), noise.rows(some), settings.rows(some))
         for start in range(0, max(1, len(hidden_BD)), step)

@@ -98,7 +98,10 @@ def sample(
     min_p: PerRow = 0.0,
     check: bool = True,
 ) -> Draw:
-    """Draws one token per row from the tempered and filtered distribution.
+    """Draws one token per row from the tempered and filtered distribution; returns a `Draw`, without gradients.
+
+    Rows with equal (seed, sample, position) share their noise: give requests seeds of their own, number the samples of
+    a request, and advance the position with each token.
 
     Args:
         logits_BV: of any floating dtype; computed in float32. -inf marks tokens that cannot be drawn.

@@ -19,13 +19,21 @@ PerRow = float | np.ndarray | Tensor
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """token_B int64; the rest float32 [B], in nats."""
+    """What `sample` returns: token_B int64; the rest float32 [B], in nats.
+
+    Attributes:
+        token_B: the tokens.
+        logprob_B: of the token under softmax(logits), whatever the temperature and the filters: the policy trained.
+        drawn_logprob_B: of the token under the distribution it was drawn from: tempered, filtered, renormalised.
+        lse_B: log-sum-exp of the logits.
+        entropy_B: of softmax(logits).
+    """
 
     token_B: Tensor
-    logprob_B: Tensor  # under softmax(logits): the policy that is trained
-    drawn_logprob_B: Tensor  # under the distribution it was drawn from: tempered, filtered, renormalised
-    lse_B: Tensor  # log-sum-exp of the logits
-    entropy_B: Tensor  # of softmax(logits)
+    logprob_B: Tensor
+    drawn_logprob_B: Tensor
+    lse_B: Tensor
+    entropy_B: Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +55,8 @@ class Noise:
             is_far = isinstance(x, Tensor) and x.device.type != "cpu"
             if is_far and x.device != device:
                 raise ValueError(f"{name} is on {x.device}, but the rows to draw on {device}")
+            if isinstance(x, int) and not 0 <= x < 1 << 64:
+                raise ValueError(f"{name} must lie in [0, 2^64), got {x}")
             x = x if is_far else np.asarray(x)
             is_integer = not (x.is_floating_point() or x.is_complex()) if is_far else x.dtype.kind in "iu"
             if not is_integer or tuple(x.shape) not in ((), (B,)):
@@ -108,17 +118,22 @@ class Settings:
     def of(cls, B: int, temperature: PerRow, top_k: PerRow, top_p: PerRow, min_p: PerRow) -> Settings:
         rows = []
         for name, x, dtype, low, high, right in (
-            ("temperature", temperature, np.float64, 0, 1e30, "0 (greedy) or at most 1e30"),
+            ("temperature", temperature, np.float64, 0, 1e30, "in [0, 1e30] (0 is greedy)"),
             ("top_k", top_k, np.int64, 0, 2**62, "at least 0 (0 keeps all tokens)"),
             ("top_p", top_p, np.float64, 5e-324, 1, "in (0, 1]"),
             ("min_p", min_p, np.float64, 0, 1, "in [0, 1]"),
         ):
+            given = x
             if isinstance(x, Tensor):
+                if x.is_meta:
+                    raise ValueError(f"{name} must be on a CPU or a CUDA device, got meta")
                 x = x.detach().cpu()
                 x = (x.double() if x.is_floating_point() else x).numpy()
             x = np.asarray(x)
-            if x.dtype.kind not in ("iu" if dtype is np.int64 else "iuf") or x.shape not in ((), (B,)):
-                raise ValueError(f"{name} must be one number or {B}, got {x.dtype} of shape {x.shape}")
+            kinds, what = ("iu", "integer") if dtype is np.int64 else ("iuf", "number")
+            if x.dtype.kind not in kinds or x.shape not in ((), (B,)):
+                got = given if x.dtype == object else f"{x.dtype} of shape {x.shape}"
+                raise ValueError(f"{name} must be one {what} or {B} of them, got {got}")
             if not ((x >= low) & (x <= high)).all():
                 raise ValueError(f"{name} must be {right}, got {x.tolist()}")
             rows.append(np.broadcast_to(x.astype(dtype), (B,)))

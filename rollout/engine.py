@@ -3,7 +3,7 @@
 Contexts go through in waves. What a request is batched with never changes its noise, which is counter-based. With
 `batch_invariant` (the default on CPU) it does not change its arithmetic either: a wave holds contexts of one padded
 length, so a context is padded by its own length alone; its samples keep their places beside one another, and the rows
-of a matrix product are many enough (`_ROWS`) for the CPU to use one kernel. So in float32 tokens and log-probabilities
+of a matrix product are many enough (`ROWS`) for the CPU to use one kernel. So in float32 tokens and log-probabilities
 are the same bits. (With more than two threads SiLU may round the ends of their shares differently, in the last bit.)
 Without it, contexts of any length share a wave: fewer and fuller waves, tokens equal to rounding.
 
@@ -24,7 +24,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from kernels.linear_sample import linear_sample
+from kernels.linear_sample import ROWS, linear_sample
 from kernels.philox import stream_seed
 from kernels.settings import Draw
 from rollout.cache import WaveCache
@@ -37,7 +37,6 @@ from rollout.weights import load_decoder
 Request = tuple[list[int], SamplingParams]
 
 _BUCKET = 32  # contexts are padded to a multiple of this
-_ROWS = 16  # rows are decoded in multiples of this: CPU matrix products of fewer than 12 rows round in other ways
 _PREFILL_TOKENS = 4096  # in one forward pass: its intermediates stay small, and their memory is used again
 _COMPACT_BELOW = 0.75  # share of rows still open below which the others are dropped from the cache
 
@@ -200,8 +199,8 @@ class Engine:
         return cache, drawn
 
     def _contexts_at_once(self, n: int) -> int:
-        """Contexts come in multiples of this; with batch invariance, their rows in multiples of `_ROWS`."""
-        return _ROWS // gcd(_ROWS, n) if self.batch_invariant else 1
+        """Contexts come in multiples of this; with batch invariance, their rows in multiples of `ROWS`."""
+        return ROWS // gcd(ROWS, n) if self.batch_invariant else 1
 
     def _column(self, x_R: np.ndarray) -> Tensor:
         return torch.from_numpy(x_R)[:, None].to(self.device)
@@ -211,7 +210,7 @@ def _rows_to_keep(rows: Rows, row_R: np.ndarray) -> np.ndarray:
     """Indices into `row_R`: all of them, or if few enough are open, the open ones filled up with finished ones."""
     is_finished_R = rows.is_finished_R[row_R]
     open_R = np.flatnonzero(~is_finished_R)
-    num_kept = -(-len(open_R) // _ROWS) * _ROWS
+    num_kept = -(-len(open_R) // ROWS) * ROWS
     if num_kept > _COMPACT_BELOW * len(row_R):
         return np.arange(len(row_R))
     finished_R = np.flatnonzero(is_finished_R)

@@ -14,7 +14,7 @@ def test_letters_are_bound():
 @pytest.mark.parametrize(
     "tensors, words",
     [
-        ({"hidden": (torch.zeros(5), "TD")}, r"hidden must have 2 dimensions \[T, D\], got shape \(5,\)"),
+        ({"hidden": (torch.zeros(5), "TD")}, r"hidden must have dimensions \[T, D\], got shape \(5,\)"),
         (
             {"hidden": (torch.zeros(5, 3), "TD"), "weight": (torch.zeros(7, 4), "VD")},
             r"weight \[V, D\] has shape \(7, 4\), but D is 3 in hidden",

@@ -573,7 +573,7 @@ def test_cannot_be_differentiated_twice():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"logprob_T": torch.zeros(5, 1)}, r"logprob must have 1 dimensions \[T\], got shape \(5, 1\)"),
+        ({"logprob_T": torch.zeros(5, 1)}, r"logprob must have dimensions \[T\], got shape \(5, 1\)"),
         ({"old_logprob_T": torch.zeros(4)}, r"old_logprob \[T\] has shape \(4,\), but T is 5 in logprob"),
         ({"advantage_T": torch.zeros(1)}, r"advantage \[T\] has shape \(1,\), but T is 5 in logprob"),
         ({"reference_logprob_T": torch.zeros(6)}, r"reference_logprob \[T\] has shape \(6,\)"),
@@ -605,6 +605,7 @@ def test_cannot_be_differentiated_twice():
         ({"entropy_coef": -1.0}, "entropy_coef must be at least 0 and finite, got -1.0"),
         ({"entropy_coef": math.nan}, "entropy_coef must be"),
         ({"entropy_coef": 0.1, "entropy_T": None}, "entropy_coef=0.1 needs entropy"),
+        ({"num_tokens": torch.tensor(3)}, r"num_tokens must be a number, got a tensor: hand in its \.item\(\)"),
         ({"num_tokens": 0}, "num_tokens must be positive and finite, got 0"),
         ({"num_tokens": math.inf}, "num_tokens must be"),
     ],

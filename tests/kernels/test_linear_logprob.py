@@ -573,7 +573,7 @@ def test_one_chunk_of_many_elements():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda h, w, t: (h[None], w, t), "hidden must have 2 dimensions"),
+        (lambda h, w, t: (h[None], w, t), "hidden must have dimensions"),
         (lambda h, w, t: (h[:-1], w, t), "T is 4 in hidden"),
         (lambda h, w, t: (h[:, 1:], w, t), "D is 3 in hidden"),
         (lambda h, w, t: (h, w[:0], t), "V > 0"),

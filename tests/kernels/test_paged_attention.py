@@ -461,7 +461,7 @@ def test_says_what_is_wrong(change, message):
     ("change", "message"),
     [
         (lambda p: {"table_GL": p.table_GL.long()}, "prefix.table must be torch.int32"),
-        (lambda p: {"table_GL": p.table_GL[0]}, "prefix.table must have 2 dimensions"),
+        (lambda p: {"table_GL": p.table_GL[0]}, "prefix.table must have dimensions"),
         (lambda p: {"table_GL": with_entry(p.table_GL, (0, 5), -3)}, r"prefix.table must hold pages in \[0, .* got -3"),
         (lambda p: {"length_G": p.length_G[1:]}, "prefix.length .* but G is 4 in prefix.table"),
         (lambda p: {"length_G": p.length_G.float()}, "prefix.length must be torch.int32"),
