@@ -204,7 +204,9 @@ def _linear_tile_kernel(
     chosen_B = tl.where(is_greedy_B, first_B, chosen_B)
     tl.store(mass_ptr + place_B, mass_B, mask=is_row_B)
     tl.store(token_ptr + place_B, chosen_B, mask=is_row_B)
-    tl.store(logit_ptr + place_B, tl.sum(tl.where(k_K[:, None] == chosen_B[None, :], z_KB, 0.0), 0), mask=is_row_B)
+    # m + (z - m) is z again, unless z is so far below m that nobody draws it; and z need not stay in registers.
+    u_B = tl.sum(tl.where(k_K[:, None] == chosen_B[None, :], u_KB, 0.0), 0)
+    tl.store(logit_ptr + place_B, m_B + u_B, mask=is_row_B)
 
 
 @jit

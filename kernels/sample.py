@@ -49,7 +49,7 @@ class Config:
 
 
 # Chosen by registers and by bytes in flight; not yet from measurements on a GPU.
-CONFIGS = {"sm_80": Config(4, 8, 128), "sm_90": Config(4, 8, 128)}
+CONFIGS = {"sm_80": Config(4, 8, 255), "sm_90": Config(4, 8, 255)}
 
 
 def sample_ref(
@@ -219,7 +219,7 @@ def _sample_triton(logits_BV: Tensor, noise: Noise, settings: Settings, config: 
     logits_BV = logits_BV if logits_BV.stride(1) == 1 or V == 1 else logits_BV.contiguous()
     num_blocks = cdiv(V, BLOCK)
     is_tempered = bool(((settings.temperature_B != 1) & ~settings.is_greedy_B).any())
-    is_filtered = bool(settings.is_filtered_B.any())
+    is_filtered = V > 1 and bool(settings.is_filtered_B.any())
 
     def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=logits_BV.device)
