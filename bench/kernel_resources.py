@@ -38,8 +38,8 @@ def run_compile(architectures: list[str], out: Path | None) -> list[Resources]:
             found += resources(module.shipped_launches(arch), arch)
     print(table(found))
     if out is not None:
+        records = {"machine": machine(), "records": [asdict(one) for one in found]}  # before a tracked file changes
         write_text(out / "resources.md", table(found) + "\n")
-        records = {"machine": machine(), "records": [asdict(one) for one in found]}
         write_text(out / "resources.json", json.dumps(records, indent=1) + "\n")
     if wrong := [one for one in found if is_beyond(one)]:
         raise ValueError(
