@@ -12,7 +12,7 @@ import os
 import sys
 from pathlib import Path
 
-from eval.mistakes import tell
+from rollout.mistakes import tell
 
 
 def main(arguments: list[str]) -> int:

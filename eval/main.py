@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from eval.mistakes import tell
+from rollout.mistakes import tell
 
 EPILOG = "A tie and an unscored pair count as wrong; both are shown. Intervals are 95 % Wilson intervals."
 

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 
-from eval.contexts import ContextBuilder
 from kernels.philox import stream_seed
 from patarm_core.judgment import Judgment, parse, read_answer
 from patarm_core.pairs import Pair
 from patarm_core.stats import wilson_interval
 from patarm_core.voting import at_n, compare, mean_score
+from rollout.contexts import ContextBuilder
 from rollout.engine import Engine
 from rollout.params import SamplingParams
 

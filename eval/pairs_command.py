@@ -10,9 +10,9 @@ from pathlib import Path
 
 import torch
 
-from eval.contexts import ContextBuilder, PromptConfig, load_pairs, load_rubrics
 from eval.pair_accuracy import JudgedPair, judge_pairs, summary
 from eval.tables import accuracy_table, task_table
+from rollout.contexts import ContextBuilder, PromptConfig, load_pairs, load_rubrics
 from rollout.engine import Engine
 
 

@@ -182,6 +182,19 @@ def target_kernel(u, total):
 
 
 @jit
+def first_above_kernel(weight_X, u):
+    """`first_above` of one row; its length where all weights are 0 or u is no number."""
+    target = target_kernel(u, tl.sum(weight_X, 0))
+    return tl.sum((tl.cumsum(weight_X, 0) <= target).to(tl.int32), 0)
+
+
+@jit
+def log_mass_kernel(total):
+    """log of an integer mass, relative to the likeliest token, float32."""
+    return tl.log((total.to(tl.float64) * 9.094947017729282e-13).to(tl.float32))
+
+
+@jit
 def uniforms_kernel(seed, sample, position):
     """u₀ and u₁ of (seed, sample, position), float64 in (0, 1)."""
     a, b, c, d = tl.philox(seed, position, position * 0, sample, position * 0)

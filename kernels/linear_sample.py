@@ -25,6 +25,8 @@ from kernels.check import check_dtype, check_shapes
 from kernels.draw import (
     BLOCK_TILES,
     TILE,
+    first_above_kernel,
+    log_mass_kernel,
     products_kernel,
     target_kernel,
     token_uniform_kernel,
@@ -128,17 +130,14 @@ def _linear_sample_triton(
     hidden_BD, weight_VD = (x if x.stride(1) == 1 else x.contiguous() for x in (hidden_BD, weight_VD))
     num_tiles, num_row_blocks = cdiv(V, TILE), cdiv(B, config.block_b)
 
-    def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        return torch.empty(shape, dtype=dtype, device=hidden_BD.device)
-
-    drawn = Draw(empty(B, dtype=torch.int64), *(empty(B) for _ in range(4)))
+    drawn = Draw.empty(B, hidden_BD.device)
     if not B:
         return drawn
-    max_NB, sum_NB, moment_NB, logit_NB = (empty(num_tiles, B) for _ in range(4))
-    mass_NB, token_NB = empty(num_tiles, B, dtype=torch.int64), empty(num_tiles, B, dtype=torch.int32)
+    # largest logit, Σ e^u, Σ u e^u, integer mass, candidate and its logit
+    dtypes = (*[torch.float32] * 3, torch.int64, torch.int32, torch.float32)
+    of_tiles = [torch.empty(num_tiles, B, dtype=dtype, device=hidden_BD.device) for dtype in dtypes]
     scale_B = uploaded(settings.scale_B, torch.float32, hidden_BD.device)
     words = noise.tensors(B, hidden_BD.device)
-    of_tiles = (max_NB, sum_NB, moment_NB, mass_NB, token_NB, logit_NB)
     as_defined = {"enable_fp_fusion": False}  # kernels/draw.py
     _linear_tile_kernel[num_tiles * num_row_blocks,](
         hidden_BD, weight_VD, hidden_BD.stride(0), weight_VD.stride(0), B, V, D, num_row_blocks, scale_B, *words,
@@ -147,8 +146,7 @@ def _linear_sample_triton(
         **as_defined,
     )  # fmt: skip
     _choose_kernel[B,](
-        B, num_tiles, scale_B, *words, *of_tiles,
-        drawn.token_B, drawn.logprob_B, drawn.drawn_logprob_B, drawn.lse_B, drawn.entropy_B,
+        B, num_tiles, scale_B, *words, *of_tiles, *drawn.outputs,
         TILE=TILE, R=BLOCK_TILES, M=max(2, next_power_of_2(cdiv(num_tiles, BLOCK_TILES))), num_warps=4, **as_defined,
     )  # fmt: skip
     return drawn
@@ -240,18 +238,15 @@ def _choose_kernel(
     u_block, u_tile = uniforms_kernel(tl.load(seed_ptr + b), tl.load(sample_ptr + b), tl.load(position_ptr + b))
     part_MR = products_kernel(tl.load(mass_ptr + place_MR, mask=is_tile_MR, other=0), u_MR * scale)
     mass_M = products_kernel(tl.sum(part_MR, 1), u_M * scale)
-    total = tl.sum(mass_M, 0)
-    block = tl.sum((tl.cumsum(mass_M, 0) <= target_kernel(u_block, total)).to(tl.int32), 0)
-    block = tl.minimum(block, M - 1)
+    block = tl.minimum(first_above_kernel(mass_M, u_block), M - 1)
     part_R = tl.sum(tl.where(tl.arange(0, M)[:, None] == block, part_MR, 0), 0)
-    tile = tl.sum((tl.cumsum(part_R, 0) <= target_kernel(u_tile, tl.sum(part_R, 0))).to(tl.int32), 0)
-    tile = block * R + tile
+    tile = block * R + first_above_kernel(part_R, u_tile)
     if is_greedy:
         tile = tl.min(tl.min(tl.where(m_MR == m, tile_MR, num_tiles), 1), 0)
     tile = tl.minimum(tile, num_tiles - 1)
     place = tile.to(tl.int64) * B + b
     u = tl.load(logit_ptr + place) - m
-    log_mass = tl.log((total.to(tl.float64) * 9.094947017729282e-13).to(tl.float32))
+    log_mass = log_mass_kernel(tl.sum(mass_M, 0))
     store_kernel(
         b, tile * TILE + tl.load(chosen_ptr + place), u, m, log_sum, entropy,
         tl.minimum(u * scale * LN2 - log_mass, 0.0), is_right, is_greedy, scale == LOG2E,

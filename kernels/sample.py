@@ -24,7 +24,9 @@ from kernels.draw import (
     BLOCK_TILES,
     LOG2E,
     TILE,
+    first_above_kernel,
     log2_of,
+    log_mass_kernel,
     products_kernel,
     target_kernel,
     token_uniform_kernel,
@@ -221,13 +223,11 @@ def _sample_triton(logits_BV: Tensor, noise: Noise, settings: Settings, config: 
     is_tempered = bool(((settings.temperature_B != 1) & ~settings.is_greedy_B).any())
     is_filtered = V > 1 and bool(settings.is_filtered_B.any())
 
-    def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        return torch.empty(shape, dtype=dtype, device=logits_BV.device)
-
+    empty = partial(torch.empty, dtype=torch.float32, device=logits_BV.device)
     rows = partial(uploaded, device=logits_BV.device)
     max_BM, sum_BM, moment_BM, mass_BM = (empty(B, num_blocks) for _ in range(4))
     scale_B, floor_B, least_B = rows(settings.scale_B, torch.float32), empty(B), empty(B)
-    drawn = Draw(empty(B, dtype=torch.int64), *(empty(B) for _ in range(4)))
+    drawn = Draw.empty(B, logits_BV.device)
     if not B:
         return drawn
     sizes = {"BLOCK": BLOCK, "M": max(2, next_power_of_2(num_blocks))}  # a block of one does not compile everywhere
@@ -248,8 +248,7 @@ def _sample_triton(logits_BV: Tensor, noise: Noise, settings: Settings, config: 
     _draw_kernel[B,](
         logits_BV, logits_BV.stride(0), V, num_blocks, scale_B, floor_B, least_B,
         max_BM, sum_BM, moment_BM, mass_BM if is_tempered else sum_BM, *noise.tensors(B, logits_BV.device),
-        drawn.token_B, drawn.logprob_B, drawn.drawn_logprob_B, drawn.lse_B, drawn.entropy_B,
-        UNSURE=UNSURE, IS_FILTERED=is_filtered, TILE=TILE, R=BLOCK_TILES, **sizes, **of_rows,
+        *drawn.outputs, UNSURE=UNSURE, IS_FILTERED=is_filtered, TILE=TILE, R=BLOCK_TILES, **sizes, **of_rows,
     )  # fmt: skip
     return drawn
 
@@ -397,13 +396,13 @@ def _draw_kernel(
             cumulated += _exact_block(row_ptr, some, V, m, scale, floor, least, TILE, R)
             block += (cumulated <= target).to(tl.int32)
         if not is_unfiltered:
-            log_mass = tl.log((exact_total.to(tl.float64) * 9.094947017729282e-13).to(tl.float32))
+            log_mass = log_mass_kernel(exact_total)
     block = tl.minimum(block, num_blocks - 1)
 
     # Tile and token, by integers.
     r_R = tl.arange(0, R)
     m_R, _, tile_R = _exact_tiles(row_ptr, block, V, m, scale, floor, least, TILE, R)
-    tile = tl.sum((tl.cumsum(tile_R, 0) <= target_kernel(u_tile, tl.sum(tile_R, 0))).to(tl.int32), 0)
+    tile = first_above_kernel(tile_R, u_tile)
     if is_greedy:
         tile = tl.min(tl.where(m_R == m, r_R, R), 0)
     tile = block * R + tl.minimum(tile, R - 1)
@@ -411,8 +410,7 @@ def _draw_kernel(
     v_K = tile * TILE + k_K
     z_K = tl.load(row_ptr + v_K, mask=v_K < V, other=float("-inf")).to(tl.float32)
     weight_K = _weights(z_K, tl.max(z_K, 0), m, scale, floor, least)
-    target = target_kernel(token_uniform_kernel(seed, sample, position), tl.sum(weight_K, 0))
-    k = tl.sum((tl.cumsum(weight_K, 0) <= target).to(tl.int32), 0)
+    k = first_above_kernel(weight_K, token_uniform_kernel(seed, sample, position))
     if is_greedy:
         k = tl.min(tl.where(z_K == m, k_K, TILE), 0)
     u = tl.sum(tl.where(k_K == k, z_K, 0.0), 0) - m
@@ -494,7 +492,7 @@ def shipped_launches(arch: str) -> Iterator[tuple[str, Callable[[], None]]]:
         ("filtered", 151_936, torch.float32),
         ("filtered", 262_144, torch.float32),
         ("filtered", 50_257, torch.float32),  # rows that are not aligned
-        ("filtered", 1, torch.float32),
+        ("plain", 1, torch.float32),
     ):
         logits_BV = torch.empty(64, V, dtype=dtype, device="meta")
         label = f"{name}, V {V}, {str(dtype).removeprefix('torch.')}"

@@ -35,6 +35,18 @@ class Draw:
     lse_B: Tensor
     entropy_B: Tensor
 
+    @classmethod
+    def empty(cls, B: int, device: torch.device) -> Draw:
+        return cls(
+            torch.empty(B, dtype=torch.int64, device=device),
+            *(torch.empty(B, dtype=torch.float32, device=device) for _ in range(4)),
+        )
+
+    @property
+    def outputs(self) -> tuple[Tensor, ...]:
+        """As kernels take them."""
+        return self.token_B, self.logprob_B, self.drawn_logprob_B, self.lse_B, self.entropy_B
+
 
 @dataclass(frozen=True, slots=True)
 class Noise:

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
-from eval.contexts import PromptConfig
 from patarm_core.embedded.splits import EmbeddedConfig
 from patarm_core.par import MarginReward, constant, graded
+from rollout.contexts import PromptConfig
 
 
 def _check(config: object, is_right: Callable[[float], bool], right: str, *names: str) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from eval.contexts import load_judgments, load_pairs
 from patarm_core.embedded.splits import make_splits
 from patarm_core.pairs import JudgmentExample, Pair, judgment_to_json, pair_to_json, prompt_key
 from patarm_core.rubrics import RubricBook
+from rollout.contexts import load_judgments, load_pairs
 from trainer.config import DataConfig, Recipe
 from trainer.run_folder import write_text
 

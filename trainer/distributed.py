@@ -13,8 +13,8 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-from eval.mistakes import tell
 from rollout.decoder import Decoder
+from rollout.mistakes import tell
 from trainer.mistakes import leave_it_to_rank_0
 
 

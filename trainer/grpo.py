@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from eval.contexts import ContextBuilder
 from eval.pair_accuracy import STOP, JudgedPair, format_rates, pair_accuracy
 from kernels.grpo_loss import grpo_loss
 from kernels.philox import stream_seed
@@ -18,6 +17,7 @@ from patarm_core.judgment import parse
 from patarm_core.pairs import Pair
 from patarm_core.par import total_rewards
 from patarm_core.sampling import PairRandomSampler, flip_sides
+from rollout.contexts import ContextBuilder
 from rollout.engine import Engine
 from rollout.params import Completion, SamplingParams
 from trainer.batches import Group, MicroBatch, token_logprobs

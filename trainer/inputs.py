@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 
 from transformers import PreTrainedTokenizerBase
 
-from eval.contexts import ContextBuilder, load_rubrics
 from patarm_core.judgment import RubricSetting, judgment_tags, parse
 from patarm_core.pairs import JudgmentExample
+from rollout.contexts import ContextBuilder, load_rubrics
 from rollout.decoder import DecoderConfig
 from rollout.engine import load_tokenizer
 from trainer.batches import Group

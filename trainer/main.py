@@ -6,9 +6,9 @@ import os
 import sys
 import time
 
-from eval.contexts import read_text
-from eval.mistakes import tell
 from patarm_core.recipe import read_recipe
+from rollout.contexts import read_text
+from rollout.mistakes import tell
 from trainer.config import Recipe
 from trainer.mistakes import leave_it_to_rank_0
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import NoReturn
 
-from eval.mistakes import tell
+from rollout.mistakes import tell
 
 _PATIENCE_S = 30.0
 

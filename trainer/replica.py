@@ -7,9 +7,9 @@ from functools import cached_property
 
 import torch
 
-from eval.contexts import ContextBuilder
 from eval.pair_accuracy import JudgedPair, format_rates, judge_pairs, pair_accuracy
 from patarm_core.pairs import Pair
+from rollout.contexts import ContextBuilder
 from rollout.decoder import Decoder, DecoderConfig
 from rollout.engine import Engine
 from trainer.config import Recipe

@@ -9,10 +9,10 @@ from contextlib import contextmanager
 
 import torch
 
-from eval.contexts import read_text
 from eval.pair_accuracy import summary
 from eval.pairs_command import write_judgments
 from eval.tables import accuracy_table, task_table
+from rollout.contexts import read_text
 from rollout.weights import save_decoder
 from trainer.config import Recipe
 from trainer.data import write_data

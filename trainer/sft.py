@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from eval.contexts import ContextBuilder
 from patarm_core.pairs import JudgmentExample, Pair
 from patarm_core.sampling import PairRandomSampler
+from rollout.contexts import ContextBuilder
 from trainer.batches import Group, MicroBatch
 from trainer.config import Recipe
 from trainer.learner import Learner

@@ -12,11 +12,11 @@ import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from eval.contexts import PromptConfig
 from patarm_core.judgment import ALL_TAGS
 from patarm_core.pairs import JudgmentExample
 from patarm_core.prompts import pointwise
 from patarm_core.rubrics import RubricBook
+from rollout.contexts import PromptConfig
 from rollout.decoder import Decoder, DecoderConfig, init_weights_
 from rollout.weights import save_decoder
 from trainer.config import SmallModelConfig

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from eval.contexts import ContextBuilder, PromptConfig, load_pairs, load_rubrics
 from eval.pair_accuracy import JudgedPair, PairAccuracy, format_rates, judge_pairs, pair_accuracy, summary
 from patarm_core.judgment import parse
 from patarm_core.pairs import Pair
 from patarm_core.stats import wilson_interval
+from rollout.contexts import ContextBuilder, PromptConfig, load_pairs, load_rubrics
 from rollout.engine import Engine
 from tests.strategies import judgment_text
 

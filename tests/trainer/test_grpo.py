@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from eval.contexts import PromptConfig
 from eval.pair_accuracy import STOP
 from patarm_core.judgment import parse
 from patarm_core.pairs import Pair, read_pairs
 from patarm_core.par import constant, total_rewards
 from patarm_core.sampling import flip_sides
+from rollout.contexts import PromptConfig
 from rollout.params import Completion
 from tests import tiny_runs
 from trainer import grpo
