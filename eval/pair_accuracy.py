@@ -6,16 +6,14 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 
-from kernels.philox import stream_seed
 from patarm_core.judgment import Judgment, parse, read_answer
 from patarm_core.pairs import Pair
 from patarm_core.stats import wilson_interval
 from patarm_core.voting import at_n, compare, mean_score
 from rollout.contexts import ContextBuilder
 from rollout.engine import Engine
-from rollout.params import SamplingParams
-
-STOP = ("</answer>",)  # ends a judgment
+from rollout.questions import STOP as STOP  # the trainer's rollouts end alike
+from rollout.questions import judgment_params
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +55,8 @@ def judge_pairs(
     for pair in pairs:
         for side, context in enumerate(contexts.sides(pair)):
             token_ids.append(context)
-            params.append(
-                SamplingParams(
-                    n=n, max_tokens=max_completion_tokens, temperature=temperature, stop=STOP,
-                    seed=stream_seed("judge", seed, pair.source, pair.id, side),
-                )
-            )  # fmt: skip
+            stream = ("judge", seed, pair.source, pair.id, side)
+            params.append(judgment_params(n, max_completion_tokens, temperature, *stream))
     completions = engine.generate(token_ids, params, progress)
     judged = []
     for i, pair in enumerate(pairs):

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from patarm_core.judgment import RubricSetting
 from patarm_core.pairs import JudgmentExample, Pair, read_judgments, read_pairs
-from patarm_core.prompts import pointwise
+from patarm_core.prompts import Prompt, pairwise, pointwise
 from patarm_core.rubrics import RubricBook, default_rubrics, parse_rubrics
 
 
@@ -56,25 +56,35 @@ class ContextBuilder:
     config: PromptConfig
     book: RubricBook = field(repr=False)
 
-    def pointwise(self, prompt: str | tuple, response: str, task: str, name: str) -> list[int]:
+    def pointwise(self, prompt: Prompt, response: str, task: str, name: str) -> list[int]:
         """Token ids of one pointwise context, ending where the judge begins to write.
 
         Raises:
             ValueError: the context is longer than `max_context_tokens`; `name` says which item.
         """
         text = pointwise(prompt, response, task, self.book, rubrics=self.config.rubrics, template=self.config.template)
+        return self._token_ids(text, f"{name}: prompt and response make")
+
+    def pairwise(self, prompt: Prompt, response_a: str, response_b: str, task: str, name: str) -> list[int]:
+        """Token ids of one context in which the judge chooses between two responses; errors as in `pointwise`."""
+        text = pairwise(
+            prompt, response_a, response_b, task, self.book, rubrics=self.config.rubrics, template=self.config.template
+        )
+        return self._token_ids(text, f"{name}: prompt and responses make")
+
+    def sides(self, pair: Pair) -> tuple[list[int], list[int]]:
+        """The contexts of the chosen and of the rejected response."""
+        name = f"pair {pair.id} of {pair.source}"
+        return tuple(self.pointwise(pair.prompt, side, pair.task, name) for side in (pair.chosen, pair.rejected))
+
+    def _token_ids(self, text: str, makes: str) -> list[int]:
         chat = self.tokenizer.apply_chat_template(
             [{"role": "user", "content": text}], add_generation_prompt=True, tokenize=False
         )
         token_ids = self.tokenizer.encode(chat, add_special_tokens=False)
         if len(token_ids) > self.config.max_context_tokens:
             raise ValueError(
-                f"{name}: prompt and response make a context of {len(token_ids)} tokens; "
+                f"{makes} a context of {len(token_ids)} tokens; "
                 f"prompt.max_context_tokens is {self.config.max_context_tokens}"
             )
         return token_ids
-
-    def sides(self, pair: Pair) -> tuple[list[int], list[int]]:
-        """The contexts of the chosen and of the rejected response."""
-        name = f"pair {pair.id} of {pair.source}"
-        return tuple(self.pointwise(pair.prompt, side, pair.task, name) for side in (pair.chosen, pair.rejected))

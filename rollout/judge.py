@@ -1,0 +1,209 @@
+"""A judge for any Python code: scores and comparisons of responses, and a reward function for other trainers.
+
+    judge = Judge.from_pretrained("runs/quickstart/models/grpo", num_votes=8)
+    judge.score(["Name a prime above 10."], ["11"])  # [9.125]
+    GRPOTrainer(model, reward_funcs=judge, ...)      # TRL
+
+A judgment depends on the seed, on what the judge reads and on its weights alone: not on the place in a list, nor on the
+rest of it, nor on the process. Equal questions get equal answers; more judgments are more votes, or another seed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import get_args
+
+import torch
+
+from kernels.philox import stream_seed
+from patarm_core.judgment import RubricSetting
+from patarm_core.prompts import Prompt
+from rollout.contexts import ContextBuilder, PromptConfig, load_rubrics
+from rollout.engine import Engine
+from rollout.params import SamplingParams
+from rollout.questions import (
+    Compared,
+    Judged,
+    Method,
+    Question,
+    Winner,
+    as_float,
+    compare_scores,
+    count_choices,
+    judgment_params,
+    read_judged,
+    read_prompt,
+    read_response,
+)
+
+Response = str | Sequence  # a text, or the messages of a conversational completion
+Tasks = str | Sequence[str]  # one for all, or one for each
+
+
+@dataclass(frozen=True, slots=True)
+class Unanswered:
+    """Why an item could not be put to the judge: it has no score."""
+
+    problem: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judge:
+    """n judgments per question. A frozen value: `replace(judge, seed=1)` shares the engine."""
+
+    engine: Engine
+    contexts: ContextBuilder
+    num_votes: int = 1  # judgments per response (pairwise: per pair)
+    max_completion_tokens: int = 4096  # fewer where the model's context leaves less room
+    temperature: float = 1.0
+    seed: int = 0
+
+    __name__ = "patarm_judge"  # trainers log a reward function under its name
+
+    def __post_init__(self) -> None:
+        judgment_params(self.num_votes, self.max_completion_tokens, self.temperature, self.seed)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | Path,
+        *,
+        rubrics: RubricSetting = "adaptive",
+        template: str = "full",
+        rubrics_file: str = "",
+        max_context_tokens: int = 8192,
+        dtype: torch.dtype = torch.float32,
+        device: str | None = None,
+        **settings,
+    ) -> Judge:
+        """The judge of a Hugging Face directory, on the GPU if there is one; `settings` are fields of this class."""
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        engine = Engine.from_pretrained(path, dtype, device)
+        prompt = PromptConfig(
+            rubrics=rubrics, template=template, rubrics_file=rubrics_file, max_context_tokens=max_context_tokens
+        )
+        contexts = ContextBuilder(engine.tokenizer, prompt, load_rubrics(rubrics_file))
+        return cls(engine=engine, contexts=contexts, **settings)
+
+    def score(self, prompts: Sequence[Prompt], responses: Sequence[Response], task: Tasks = "chat") -> list:
+        """The mean score of each response as a float, and None (never 0) for one without any valid score.
+
+        Args:
+            prompts: texts, or lists of messages.
+            responses: texts, or lists of messages.
+            task: a task that there are rubrics for; one for all, or one for each.
+        """
+        judged = self.judgments(prompts, responses, task)
+        return [as_float(item.score) if isinstance(item, Judged) else None for item in judged]
+
+    def judgments(
+        self, prompts: Sequence[Prompt], responses: Sequence[Response], task: Tasks = "chat"
+    ) -> list[Judged | Unanswered]:
+        """Every judgment of each response. What cannot be judged, such as a context too long, is Unanswered."""
+        items = zip(prompts, responses, _each(task, len(prompts)), strict=True)
+        return self._answer_all(self.ask, items)
+
+    def compare(
+        self,
+        prompts: Sequence[Prompt],
+        responses_a: Sequence[Response],
+        responses_b: Sequence[Response],
+        task: Tasks = "chat",
+        method: Method = "mean",
+    ) -> list[Winner | None]:
+        """Which of two responses is better: "A", "B", "tie", or None where nothing could be read."""
+        compared = self.comparisons(prompts, responses_a, responses_b, task, method)
+        return [item.winner if isinstance(item, Compared) else None for item in compared]
+
+    def comparisons(
+        self,
+        prompts: Sequence[Prompt],
+        responses_a: Sequence[Response],
+        responses_b: Sequence[Response],
+        task: Tasks = "chat",
+        method: Method = "mean",
+    ) -> list[Compared | Unanswered]:
+        """Votes and judgments behind each comparison.
+
+        Args:
+            method: "mean" compares mean scores, "majority" lets the i-th judgments of both vote together, "pairwise"
+                shows both to the judge, in an order that is drawn, and counts its choices.
+        """
+        items = zip(prompts, responses_a, responses_b, _each(task, len(prompts)), strict=True)
+        return self._answer_all(partial(self.ask_to_compare, method=method), items)
+
+    def __call__(self, prompts, completions, task: Tasks = "chat", **_) -> list[float | None]:
+        """As a reward function of TRL: other columns and what the trainer says of itself are passed over."""
+        return self.score(prompts, completions, task)
+
+    def ask(self, prompt: Prompt, response: Response, task: str, name: str = "this item") -> Question:
+        """How one response is scored.
+
+        Raises:
+            ValueError: what cannot be judged, such as a context too long; `name` says which item.
+        """
+        context = self.contexts.pointwise(read_prompt(prompt), read_response(response), task, name)
+        rubrics = self.contexts.config.rubrics
+        return Question([context], [self._params(context, name)], lambda c: read_judged(c[0], "score", rubrics))
+
+    def ask_to_compare(
+        self,
+        prompt: Prompt,
+        response_a: Response,
+        response_b: Response,
+        task: str,
+        method: Method = "mean",
+        name: str = "this item",
+    ) -> Question:
+        """How two responses are compared; errors as in `ask`."""
+        if method not in get_args(Method):
+            raise ValueError(f"unknown method {method!r}; methods are {', '.join(get_args(Method))}")
+        prompt, a, b = read_prompt(prompt), read_response(response_a), read_response(response_b)
+        if method != "pairwise":
+            sides = [self.ask(prompt, response, task, name) for response in (a, b)]
+            return Question(
+                [side.contexts[0] for side in sides],
+                [side.params[0] for side in sides],
+                lambda c: compare_scores(*(side.read(c[i : i + 1]) for i, side in enumerate(sides)), method),
+            )
+        is_swapped = bool(stream_seed("order", self.seed, *self.contexts.pairwise(prompt, a, b, task, name)) & 1)
+        context = self.contexts.pairwise(prompt, *((b, a) if is_swapped else (a, b)), task, name)
+        rubrics = self.contexts.config.rubrics
+        return Question(
+            [context],
+            [self._params(context, name)],
+            lambda c: count_choices(read_judged(c[0], "choice", rubrics), is_swapped),
+        )
+
+    def answer(self, questions: Sequence[Question], progress: str = "") -> list[Judged | Compared]:
+        """Draws all judgments together."""
+        contexts = [context for question in questions for context in question.contexts]
+        params = [params for question in questions for params in question.params]
+        completions = iter(self.engine.generate(contexts, params, progress))
+        return [question.read([next(completions) for _ in question.contexts]) for question in questions]
+
+    def _answer_all(self, ask: Callable[..., Question], items: Iterable[tuple]) -> list:
+        questions: list[Question | Unanswered] = []
+        for number, item in enumerate(items):
+            try:
+                questions.append(ask(*item, name=f"item {number}"))
+            except ValueError as error:
+                questions.append(Unanswered(str(error)))
+        answers = iter(self.answer([question for question in questions if isinstance(question, Question)]))
+        return [next(answers) if isinstance(question, Question) else question for question in questions]
+
+    def _params(self, context: list[int], name: str) -> SamplingParams:
+        limit = self.engine.decoder.config.max_position_embeddings
+        if len(context) >= limit:
+            raise ValueError(
+                f"{name}: the context has {len(context)} tokens; the model's limit, with a judgment, is {limit}"
+            )
+        max_tokens = min(self.max_completion_tokens, limit - len(context))
+        return judgment_params(self.num_votes, max_tokens, self.temperature, "ask", self.seed, *context)
+
+
+def _each(task: Tasks, num: int) -> Sequence[str]:
+    return [task] * num if isinstance(task, str) else task
