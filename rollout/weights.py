@@ -22,13 +22,24 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 from rollout.decoder import Decoder, DecoderConfig
 
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_DTYPES = ("F64", "F32", "F16", "BF16")
+# A tied head that is written all the same, or a language head beside a scalar one; tables that older files hold.
+_IS_SUPERFLUOUS = re.compile(r"lm_head\.weight|model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
 _IS_OURS = re.compile(r"config\.json|model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json")
 
 
-def load_decoder(path: str | Path, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> Decoder:
-    """Builds the decoder of a Hugging Face directory on the meta device and streams its weights to `device`."""
+def load_decoder(
+    path: str | Path,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+    is_scalar: bool = False,
+) -> Decoder:
+    """Builds the decoder of a Hugging Face directory on the meta device and streams its weights to `device`.
+
+    A language model is expected, or with `is_scalar` a reward model.
+    """
     with torch.device("meta"):
-        decoder = Decoder(DecoderConfig.from_pretrained(path)).to(dtype)
+        decoder = Decoder(DecoderConfig.from_pretrained(path, is_scalar)).to(dtype)
     decoder.to_empty(device=device)
     load_weights_(decoder, path)
     return decoder
@@ -38,20 +49,23 @@ def load_decoder(path: str | Path, dtype: torch.dtype = torch.float32, device: s
 def load_weights_(decoder: Decoder, path: str | Path) -> None:
     """Copies the weights of a Hugging Face directory into `decoder`, sharded or not, cast to its dtype.
 
+    Beside the decoder no more is held than one tensor or, of a sharded decoder, this rank's part of it.
+
     Raises:
-        ValueError: one line naming the file and the tensor when one is missing, unknown or of another shape.
+        ValueError: one line naming the file and the tensor when one is missing, unknown, quantized or of another shape.
     """
     wanted = {_hf_name(name): parameter for name, parameter in decoder.named_parameters()}
-    optional = {"lm_head.weight"} if decoder.config.tie_word_embeddings else set()
     seen: set[str] = set()
     for file, name in _tensors(Path(path)):
-        if name in optional:
-            continue
         if name not in wanted:
+            if _IS_SUPERFLUOUS.fullmatch(name):
+                continue
             raise ValueError(f"{file}: {name}: the model in config.json has no such tensor")
         with safe_open(file, framework="pt") as shard:
             tensor = shard.get_slice(name)
             parameter = wanted[name]
+            if (dtype := tensor.get_dtype()) not in _DTYPES:
+                raise ValueError(f"{file}: {name}: type {dtype} is not supported; {', '.join(_DTYPES)} are")
             if tuple(tensor.get_shape()) != tuple(parameter.shape):
                 raise ValueError(
                     f"{file}: {name}: shape {list(tensor.get_shape())}, the model has {list(parameter.shape)}"
@@ -88,8 +102,8 @@ def save_decoder(
 ) -> None:
     """Writes a Hugging Face directory that `AutoModelForCausalLM` reads, aside, and moves it into place when whole.
 
-    What else is in the directory already (a tokenizer) is kept. Every rank of a sharded decoder calls this, one of
-    them with `is_writer`.
+    That of a scalar decoder is read by `AutoModelForSequenceClassification`. What else is in the directory already (a
+    tokenizer) is kept. Every rank of a sharded decoder calls this, one of them with `is_writer`.
     """
     path = Path(path)
     aside = path.with_name(path.name + ".partial")
@@ -171,7 +185,7 @@ def _write_json(file: Path, value: object) -> None:
 
 
 def _hf_name(name: str) -> str:
-    return name if name.startswith("lm_head") else f"model.{name}"
+    return name if name.startswith(("lm_head.", "score.")) else f"model.{name}"
 
 
 def _tensors(path: Path) -> Iterator[tuple[Path, str]]:
@@ -185,9 +199,10 @@ def _tensors(path: Path) -> Iterator[tuple[Path, str]]:
             )
         except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, AttributeError):
             raise ValueError(f"{index}: not an index of shards: a JSON object with weight_map is expected") from None
-    for file in files:
+    for file in files:  # all of them first: nobody waits for a load that cannot end
         if not file.is_file():
             raise ValueError(f"{file}: no such file; weights are read from {_SINGLE} or from {_INDEX} and its shards")
+    for file in files:
         try:
             with safe_open(file, framework="pt") as shard:
                 names = list(shard.keys())

@@ -3,7 +3,13 @@
 from functools import cache
 
 import torch
-from transformers import PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 from rollout.decoder import Decoder, DecoderConfig, init_weights_
 from trainer.tiny import make_tokenizer
@@ -27,13 +33,29 @@ def config(**changes) -> DecoderConfig:
 
 @torch.no_grad()
 def random_decoder(decoder_config: DecoderConfig, seed: int = 0, std: float = 0.15) -> Decoder:
-    """Random matrices, and norm weights around 1 that show when one is left out or misplaced."""
+    """Random matrices; norm weights around 1, and biases, that show when one is left out or misplaced."""
     decoder = init_weights_(Decoder(decoder_config), seed, std)
     generator = torch.Generator().manual_seed(seed + 1)
-    for parameter in decoder.parameters():
+    for name, parameter in decoder.named_parameters():
         if parameter.ndim == 1:
-            parameter.copy_(1 + 0.5 * torch.randn(parameter.shape, generator=generator))
+            middle = 0.0 if name.endswith("bias") else 1.0
+            parameter.copy_(middle + 0.5 * torch.randn(parameter.shape, generator=generator))
     return decoder.eval()
+
+
+def transformers_twin(decoder: Decoder, attention: str = "eager") -> PreTrainedModel:
+    """transformers' model with the same weights, by its own names, none missing or left over."""
+    auto = AutoModelForSequenceClassification if decoder.config.is_scalar else AutoModelForCausalLM
+    # The type from the start: `.to(bfloat16)` would round its rotary frequencies, which no checkpoint's are.
+    twin = auto.from_config(
+        AutoConfig.for_model(**decoder.config.to_hf()), attn_implementation=attention, dtype=decoder.norm.weight.dtype
+    )
+    weights = {
+        name if name.startswith(("lm_head", "score")) else f"model.{name}": tensor
+        for name, tensor in decoder.state_dict().items()
+    }
+    twin.load_state_dict(weights, strict=True)
+    return twin.eval()
 
 
 @cache
