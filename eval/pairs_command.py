@@ -13,7 +13,7 @@ import torch
 from eval.pair_accuracy import JudgedPair, judge_pairs, summary
 from eval.tables import accuracy_table, task_table
 from rollout.contexts import ContextBuilder, PromptConfig, load_pairs, load_rubrics
-from rollout.engine import Engine
+from rollout.engine import Engine, EngineConfig
 
 
 def run_pairs(options: argparse.Namespace) -> dict:
@@ -34,7 +34,7 @@ def run_pairs(options: argparse.Namespace) -> dict:
     pairs = load_pairs(options.data, book)
     dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[options.dtype]
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    engine = Engine.from_pretrained(options.model, dtype, device, options.max_rows)
+    engine = Engine.from_pretrained(options.model, dtype, device, EngineConfig(max_rows=options.max_rows))
     prompt = PromptConfig(
         rubrics=options.rubrics, template=options.template, rubrics_file=options.rubrics_file,
         max_context_tokens=options.max_context_tokens,

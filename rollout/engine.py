@@ -1,21 +1,20 @@
-"""The rollout engine: n completions of each context, the context prefilled once.
+"""The rollout engine: n completions of each context, every shared token prefilled once.
 
-Contexts go through in waves. What a request is batched with never changes its noise, which is counter-based. With
-`batch_invariant` (the default on CPU) it does not change its arithmetic either: a wave holds contexts of one padded
-length, so a context is padded by its own length alone; its samples keep their places beside one another, and the rows
-of a matrix product are many enough (`ROWS`) for the CPU to use one kernel. So in float32 tokens and log-probabilities
-are the same bits. (With more than two threads SiLU may round the ends of their shares differently, in the last bit.)
-Without it, contexts of any length share a wave: fewer and fuller waves, tokens equal to rounding.
+One forward pass runs a flat list of tokens: one of every sample that decodes, and parts of contexts that are still to
+be filled in (`Scheduler`). What a request is batched with never changes its noise, which is counter-based. With
+`batch_invariant` (on a CPU by default) it does not change its arithmetic either: products have a multiple of `ROWS`
+rows, and attention goes by blocks of positions (`BlockAttention`). So in float32 tokens and log-probabilities are the
+same bits, whatever the batch, the order of requests, the size of chunks and pages, and however often a sample has
+given way to others. (With more than two threads, elementwise functions may round the ends of their shares differently,
+in the last bit.)
 
-    P contexts   R rows, at first P·n   L padded context length   D model width   V vocabulary
+    B samples that draw in a step
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
-from math import gcd
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,21 +23,50 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from kernels.linear_sample import ROWS, linear_sample
 from kernels.philox import stream_seed
-from kernels.settings import Draw
-from rollout.cache import WaveCache
-from rollout.decoder import Decoder, Readout
+from rollout.block_attention import BLOCK
+from rollout.decoder import Decoder
+from rollout.forward import Drawn, Runner
+from rollout.kv_cache import KvCache, bytes_per_token
+from rollout.pages import PagePool
 from rollout.params import Completion, SamplingParams
-from rollout.rows import Rows
+from rollout.scheduler import Counts, Request, Sample, Scheduler
 from rollout.stops import StopFinder
 from rollout.weights import load_decoder
 
-Request = tuple[list[int], SamplingParams]
 
-_BUCKET = 32  # contexts are padded to a multiple of this
-_PREFILL_TOKENS = 4096  # in one forward pass: its intermediates stay small, and their memory is used again
-_COMPACT_BELOW = 0.75  # share of rows still open below which the others are dropped from the cache
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EngineConfig:
+    """Sizes of an engine. None: what fits the device."""
+
+    max_rows: int = 256  # samples that decode side by side
+    max_step_tokens: int = 2048  # of a forward pass: decoding samples, then parts of contexts
+    page_size: int | None = None  # tokens; 64 on a CPU, 16 on a GPU
+    num_pages: int | None = None  # of all samples and contexts together; takes precedence over kv_gib
+    kv_gib: float | None = None  # memory of keys and values: 4 on a CPU, on a GPU nine tenths of what is free
+    batch_invariant: bool | None = None  # the same bits in any company: on a CPU
+
+    def __post_init__(self) -> None:
+        for name, least in (("max_rows", 1), ("max_step_tokens", 1), ("num_pages", 2)):
+            if (value := getattr(self, name)) is not None and value < least:
+                raise ValueError(f"{name}={value} must be at least {least}")
+        if self.page_size not in (None, 8, 16, 32, 64):
+            raise ValueError(f"page_size={self.page_size} must be 8, 16, 32 or 64")
+        if self.kv_gib is not None and not self.kv_gib > 0:
+            raise ValueError(f"kv_gib={self.kv_gib} must be positive")
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """What the engine has done since it was made (`counts`), and how it stands."""
+
+    counts: Counts
+    num_running_rows: int
+    num_waiting_requests: int
+    num_pages: int
+    num_free_pages: int
+    num_cached_pages: int  # of contexts that no request uses, kept in case they come again
+    kv_bytes: int
 
 
 def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
@@ -58,28 +86,44 @@ def special_token_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 
 class Engine:
-    """Draws completions from a decoder. The decoder's weights may change in place between calls of `generate`."""
+    """Draws completions from a decoder, whose weights may change in place at any time between steps.
+
+    `generate` is for a list of contexts; `stream` for contexts that come one by one; `submit`, `step` and `cancel` for
+    a server. Not thread-safe.
+    """
 
     def __init__(
-        self,
-        decoder: Decoder,
-        tokenizer: PreTrainedTokenizerBase,
-        max_rows: int = 512,
-        batch_invariant: bool | None = None,  # None: on CPU
+        self, decoder: Decoder, tokenizer: PreTrainedTokenizerBase, config: EngineConfig | None = None
     ) -> None:
-        if max_rows < 1:
-            raise ValueError(f"max_rows={max_rows} must be at least 1")
-        self.decoder, self.tokenizer, self.max_rows = decoder, tokenizer, max_rows
+        self.decoder, self.tokenizer, self.config = decoder, tokenizer, config or EngineConfig()
         self.device = next(decoder.parameters()).device
-        self.batch_invariant = self.device.type == "cpu" if batch_invariant is None else batch_invariant
-        self._special_token_ids = special_token_ids(tokenizer)
+        is_cpu = self.device.type == "cpu"
+        invariant = self.config.batch_invariant
+        self.batch_invariant = is_cpu if invariant is None else invariant
+        self._ends = frozenset(special_token_ids(tokenizer))
         self._stops = StopFinder(tokenizer, decoder.config.vocab_size)
+        dtype = next(decoder.parameters()).dtype
+        page_size = self.config.page_size or (BLOCK if is_cpu else 16)
+        self._cache = KvCache(decoder.config, self._num_pages(page_size, dtype), page_size, dtype, self.device)
+        self._scheduler = Scheduler(
+            PagePool(self._cache.num_pages, page_size), self.config.max_rows, self._max_step_tokens(),
+            BLOCK if is_cpu else page_size, decoder.config.max_position_embeddings,
+        )  # fmt: skip
+        self._runner = Runner(decoder, self._cache, self._scheduler, self.batch_invariant)
+        self._weights = self._weights_version()
 
     @classmethod
     def from_pretrained(
-        cls, path: str | Path, dtype: torch.dtype = torch.float32, device: str = "cpu", max_rows: int = 512
+        cls,
+        path: str | Path,
+        dtype: torch.dtype = torch.float32,
+        device: str | torch.device = "cpu",
+        config: EngineConfig | None = None,
     ) -> Engine:
-        return cls(load_decoder(path, dtype, device), load_tokenizer(path), max_rows)
+        """The model and the tokenizer of a Hugging Face directory."""
+        return cls(load_decoder(path, dtype, device), load_tokenizer(path), config)
+
+    # Many contexts at once
 
     def generate(
         self,
@@ -101,136 +145,188 @@ class Engine:
         Raises:
             ValueError: an empty context, one that leaves no room for max_tokens, or a wrong number of params.
         """
-        requests = self._requests(contexts, params)
-        finished: list[list[Completion]] = [[] for _ in requests]
-        total = sum(request.n for _, request in requests)
-        with tqdm(total=total, desc=progress, unit="judgment", disable=not progress) as bar:
-            for wave in self._waves(requests):
-                with torch.inference_mode():
-                    for index, completions in zip(wave, self._run_wave([requests[i] for i in wave]), strict=True):
-                        finished[index] = completions
-                bar.update(sum(requests[i][1].n for i in wave))
-        return finished
-
-    def _requests(self, contexts, params) -> list[Request]:
         if isinstance(params, SamplingParams):
             params = [replace(params, seed=stream_seed(params.seed, i)) for i in range(len(contexts))]
         if len(params) != len(contexts):
             raise ValueError(f"{len(contexts)} contexts but {len(params)} sampling params")
-        requests = []
+        # All of them are looked at before any is run.
+        pairs = [
+            (self._checked(context, one, f"context {index}"), one)
+            for index, (context, one) in enumerate(zip(contexts, params, strict=True))
+        ]
+        finished: list[list[Completion]] = [[] for _ in pairs]
+        with tqdm(total=sum(one.n for one in params), desc=progress, unit="judgment", disable=not progress) as bar:
+            for index, completions in self.stream(pairs):
+                finished[index] = completions
+                bar.update(len(completions))
+        return finished
+
+    def stream(
+        self, pairs: Iterable[tuple[str | Sequence[int], SamplingParams]]
+    ) -> Iterator[tuple[int, list[Completion]]]:
+        """Yields (number, completions) of each (context, params) as soon as they are finished, in any order.
+
+        `pairs` is asked for another one whenever there is room for it, so it may be a queue that others read from too.
+        If the caller stops reading, what is unfinished is cancelled.
+        """
+        numbers: dict[Request, int] = {}
+        source = enumerate(pairs)
+        is_drained = False
+        try:
+            while True:
+                while not is_drained and self._scheduler.wants_more:
+                    number, (context, params) = next(source, (0, (None, None)))
+                    if context is None:
+                        is_drained = True
+                    else:
+                        numbers[self.submit(context, params)] = number
+                if not numbers:
+                    return
+                for request in self.step():
+                    if request in numbers:
+                        yield numbers.pop(request), request.completions
+        finally:
+            for request in numbers:
+                self.cancel(request)
+
+    # One by one
+
+    def submit(self, context: str | Sequence[int], params: SamplingParams) -> Request:
+        """Queues a request; `step` serves it.
+
+        Raises:
+            ValueError: one line that says what is wrong with it.
+        """
+        return self._scheduler.submit(self._checked(context, params, "the context"), params)
+
+    @property
+    def has_work(self) -> bool:
+        return self._scheduler.has_work
+
+    def cancel(self, request: Request) -> None:
+        """Drops a request that is not finished, and frees what it holds."""
+        self._scheduler.cancel(request)
+
+    @torch.inference_mode()
+    def step(self) -> list[Request]:
+        """One forward pass. Returns the requests that it finished."""
+        if self._weights != (version := self._weights_version()):
+            self._scheduler.forget()
+            self._weights = version
+        step = self._scheduler.plan()
+        if not step.num_tokens:
+            return []
+        try:
+            drawn = self._runner.run(step)
+        except Exception:
+            # Whatever the pass has left behind is not to be read again, least of all nan.
+            self.release_memory()
+            raise
+        return self._append(self._scheduler.commit(step), drawn)
+
+    # Weights and memory
+
+    def update_weights(self, tensors: Iterable[tuple[str, Tensor]]) -> None:
+        """Copies (name, tensor) into the decoder, names as in `full_tensors`.
+
+        Whoever writes to the decoder's parameters otherwise needs not tell: torch counts the changes of a tensor, and
+        the engine compares that count before every step.
+        """
+        parameters = dict(self.decoder.named_parameters())
+        with torch.no_grad():
+            for name, tensor in tensors:
+                parameters[name].copy_(tensor)
+
+    def release_memory(self) -> None:
+        """Gives the memory of all keys and values back. Unfinished requests stay, and are computed again."""
+        self._scheduler.forget()
+        self._cache.release()
+
+    def acquire_memory(self) -> None:
+        """Takes the memory again; the next step would do so too."""
+        if self.device.type != "cpu":
+            self._cache.make_room(self._cache.num_pages - 1)
+
+    @property
+    def stats(self) -> EngineStats:
+        scheduler = self._scheduler
+        return EngineStats(
+            counts=replace(scheduler.counts),
+            num_running_rows=len(scheduler.running),
+            num_waiting_requests=len(scheduler.waiting),
+            num_pages=scheduler.pool.num_pages - 1,
+            num_free_pages=scheduler.pool.num_free,
+            num_cached_pages=min(scheduler.tree.num_idle_pages, scheduler.pool.num_pages - 1 - scheduler.pool.num_free),
+            kv_bytes=self._cache.nbytes,
+        )
+
+    def _append(self, samples: list[Sample], drawn: Drawn) -> list[Request]:
+        """Takes each sample's next token; returns the requests that are finished by it."""
+        finished = []
+        columns = drawn.token_B, drawn.logprob_B, drawn.drawn_logprob_B, drawn.entropy_B
+        for sample, token, logprob, drawn_logprob, entropy in zip(samples, *(x.tolist() for x in columns), strict=True):
+            sample.token_ids.append(token)
+            sample.logprobs.append(logprob)
+            sample.drawn_logprobs.append(drawn_logprob)
+            sample.entropies.append(entropy)
+            params, text, reason = sample.request.params, None, ""
+            if params.grammar is not None:
+                sample.grammar_state = params.grammar.advance(sample.grammar_state, token)
+            if token in self._ends or token in params.stop_token_ids:
+                reason = "stop"
+            elif params.stop and self._stops.can_end_V(params.stop)[token]:
+                text = self._stops.cut(sample.token_ids, params.stop)
+                reason = "" if text is None else "stop"
+            if not reason and len(sample.token_ids) == params.max_tokens:
+                reason = "length"
+            if reason:
+                if text is None:
+                    text = self.tokenizer.decode(sample.token_ids, skip_special_tokens=True)
+                recorded = sample.logprobs, sample.drawn_logprobs, sample.entropies
+                numbers = (np.array(x, dtype=np.float32) for x in recorded)
+                if self._scheduler.end(sample, Completion(sample.token_ids, text, *numbers, reason)):
+                    finished.append(sample.request)
+        return finished
+
+    def _checked(self, context: str | Sequence[int], params: SamplingParams, name: str) -> list[int]:
+        """Token ids of a context; a ValueError of one line where it cannot be run."""
         limit, V = self.decoder.config.max_position_embeddings, self.decoder.config.vocab_size
-        for index, (context, request) in enumerate(zip(contexts, params, strict=True)):
-            token_ids = (
-                self.tokenizer.encode(context, add_special_tokens=False) if isinstance(context, str) else context
+        is_text = isinstance(context, str)
+        token_ids = self.tokenizer.encode(context, add_special_tokens=False) if is_text else list(context)
+        if not token_ids:
+            raise ValueError(f"{name} is empty")
+        if not 0 <= min(token_ids) <= max(token_ids) < V:
+            wrong = next(token for token in token_ids if not 0 <= token < V)
+            raise ValueError(f"{name} has token {wrong}; the model has {V} tokens")
+        if len(token_ids) + params.max_tokens > limit:
+            raise ValueError(
+                f"{name} has {len(token_ids)} tokens and asks for {params.max_tokens} more; "
+                f"the model's limit is {limit}"
             )
-            if not token_ids:
-                raise ValueError(f"context {index} is empty")
-            if not 0 <= min(token_ids) <= max(token_ids) < V:
-                wrong = next(token for token in token_ids if not 0 <= token < V)
-                raise ValueError(f"context {index} has token {wrong}; the model has {V} tokens")
-            if len(token_ids) + request.max_tokens > limit:
-                raise ValueError(
-                    f"context {index} has {len(token_ids)} tokens and asks for {request.max_tokens} more; "
-                    f"the model's limit is {limit}"
-                )
-            requests.append((list(token_ids), request))
-        return requests
+        grammar = params.grammar
+        if grammar is not None and (least := grammar.shortest(grammar.start)) > params.max_tokens:
+            raise ValueError(f"{name} asks for {params.max_tokens} tokens; a judgment takes at least {least}")
+        return token_ids
 
-    def _waves(self, requests: list[Request]) -> Iterator[list[int]]:
-        """Splits requests into waves of one sampling setting; longest contexts first, which set the padded length."""
-        alike: dict[tuple, list[int]] = defaultdict(list)
-        for index in sorted(range(len(requests)), key=lambda i: -len(requests[i][0])):
-            context, params = requests[index]
-            alike[_padded(len(context)) if self.batch_invariant else 0, replace(params, seed=0)].append(index)
-        for (_, params), indices in alike.items():
-            unit = self._contexts_at_once(params.n)
-            contexts_per_wave = max(unit, self.max_rows // params.n // unit * unit)
-            for start in range(0, len(indices), contexts_per_wave):
-                yield indices[start : start + contexts_per_wave]
+    def _num_pages(self, page_size: int, dtype: torch.dtype) -> int:
+        config, page_bytes = self.config, page_size * bytes_per_token(self.decoder.config, dtype)
+        if config.num_pages is not None:
+            return config.num_pages
+        if config.kv_gib is not None:
+            num_bytes = config.kv_gib * 2**30
+        elif self.device.type == "cuda":
+            num_bytes = 0.9 * torch.cuda.mem_get_info(self.device)[0]
+        else:
+            num_bytes = 4 * 2**30
+        # More than every row at its longest is never used.
+        most = self.config.max_rows * (-(-self.decoder.config.max_position_embeddings // page_size) + 2) + 1
+        return max(2, min(int(num_bytes / page_bytes), most))
 
-    def _run_wave(self, requests: list[Request]) -> list[list[Completion]]:
-        params = requests[0][1]
-        # Copies of the last request fill up the rows; they count as finished from the start.
-        wave = requests + [requests[-1]] * (-len(requests) % self._contexts_at_once(params.n))
-        end_token_ids = [*params.stop_token_ids, *self._special_token_ids]
-        rows = Rows(
-            [len(context) for context, _ in wave], [request.seed for _, request in wave], params, end_token_ids,
-            self._stops,
-        )  # fmt: skip
-        rows.is_finished_R[len(requests) * params.n :] = True
-        row_R = np.arange(len(wave) * params.n)
-        cache, drawn = self._prefill([context for context, _ in wave], params.n, _sampler(rows, row_R, params))
-        rows.append(drawn, row_R)
-        while rows.num_steps < params.max_tokens and not rows.is_finished_R.all():
-            kept_R = _rows_to_keep(rows, row_R)
-            if len(kept_R) < len(row_R):
-                cache.keep(torch.from_numpy(kept_R).to(self.device))
-                row_R = row_R[kept_R]
-            token_R1 = self._column(rows.last_token_R[row_R])
-            position_R1 = self._column(rows.length_R[row_R] + rows.num_steps - 1)
-            drawn = self.decoder(token_R1, position_R1, cache.decode, _sampler(rows, row_R, params))
-            cache.num_own += 1
-            rows.append(drawn, row_R)
-        return rows.completions(self.tokenizer, len(requests))
+    def _max_step_tokens(self) -> int:
+        """On a GPU, the same bits in any company need products of one shape: every pass has `max_rows` tokens."""
+        fixed = self.batch_invariant and self.device.type != "cpu"
+        return self.config.max_rows if fixed else self.config.max_step_tokens
 
-    def _prefill(self, contexts: list[list[int]], n: int, sampler: Readout) -> tuple[WaveCache, Draw]:
-        """The cache of these contexts, and the first tokens of n rows of each."""
-        length_P = torch.tensor([len(context) for context in contexts], device=self.device)
-        token_PL = torch.zeros(len(contexts), _padded(len(contexts[0])), dtype=torch.int64)
-        for row_L, context in zip(token_PL, contexts, strict=True):
-            row_L[: len(context)] = torch.tensor(context)
-        token_PL = token_PL.to(self.device)
-        position_PL = torch.arange(token_PL.shape[1], device=self.device).expand_as(token_PL)
-        cache = WaveCache(length_P, token_PL.shape[1], n)
-        last_PD: list[Tensor] = []
-
-        def readout(hidden_PLD: Tensor, head_VD: Tensor) -> Draw | None:
-            start = sum(map(len, last_PD))
-            last_P = length_P[start : start + len(hidden_PLD)] - 1
-            last_PD.append(hidden_PLD[torch.arange(len(last_P), device=self.device), last_P])
-            if start + len(last_P) == len(contexts):
-                return sampler(torch.cat(last_PD).repeat_interleave(n, 0)[:, None], head_VD)
-            return None
-
-        step = max(1, _PREFILL_TOKENS // token_PL.shape[1])
-        for start in range(0, len(contexts), step):
-            some = slice(start, start + step)
-            drawn = self.decoder(token_PL[some], position_PL[some], cache.prefill(start), readout)
-        return cache, drawn
-
-    def _contexts_at_once(self, n: int) -> int:
-        """Contexts come in multiples of this; with batch invariance, their rows in multiples of `ROWS`."""
-        return ROWS // gcd(ROWS, n) if self.batch_invariant else 1
-
-    def _column(self, x_R: np.ndarray) -> Tensor:
-        return torch.from_numpy(x_R)[:, None].to(self.device)
-
-
-def _rows_to_keep(rows: Rows, row_R: np.ndarray) -> np.ndarray:
-    """Indices into `row_R`: all of them, or if few enough are open, the open ones filled up with finished ones."""
-    is_finished_R = rows.is_finished_R[row_R]
-    open_R = np.flatnonzero(~is_finished_R)
-    num_kept = -(-len(open_R) // ROWS) * ROWS
-    if num_kept > _COMPACT_BELOW * len(row_R):
-        return np.arange(len(row_R))
-    finished_R = np.flatnonzero(is_finished_R)
-    # First those whose context stays anyway.
-    has_open_R = np.isin(rows.context_R[row_R[finished_R]], rows.context_R[row_R[open_R]])
-    filler_R = finished_R[np.argsort(~has_open_R, kind="stable")][: num_kept - len(open_R)]
-    return np.sort(np.concatenate((open_R, filler_R)))
-
-
-def _sampler(rows: Rows, row_R: np.ndarray, params: SamplingParams) -> Readout:
-    """The readout that draws the next token of these rows."""
-
-    def readout(hidden_R1D: Tensor, head_VD: Tensor) -> Draw:
-        return linear_sample(
-            hidden_R1D[:, 0], head_VD, rows.seed_R[row_R], rows.sample_R[row_R], rows.num_steps,
-            params.temperature, params.top_k, params.top_p, params.min_p,
-        )  # fmt: skip
-
-    return readout
-
-
-def _padded(length: int) -> int:
-    return -(-length // _BUCKET) * _BUCKET
+    def _weights_version(self) -> int:
+        """Grows whenever a parameter is written to."""
+        return sum(parameter._version for parameter in self.decoder.parameters())

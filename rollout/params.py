@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from rollout.grammar import JudgmentGrammar
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SamplingParams:
@@ -25,6 +27,9 @@ class SamplingParams:
     stop: tuple[str, ...] = ()  # a completion ends with the first of these, included in its text
     stop_token_ids: tuple[int, ...] = ()  # besides the tokenizer's special tokens
     seed: int = 0
+    # Only tokens that keep a judgment well-formed, and let it end in time. For evaluation: `logprobs` stay those of the
+    # policy, from which such tokens are not drawn.
+    grammar: JudgmentGrammar | None = None
 
     def __post_init__(self) -> None:
         for name, is_right, right in (

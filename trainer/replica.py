@@ -11,7 +11,7 @@ from eval.pair_accuracy import JudgedPair, format_rates, judge_pairs, pair_accur
 from patarm_core.pairs import Pair
 from rollout.contexts import ContextBuilder
 from rollout.decoder import Decoder, DecoderConfig
-from rollout.engine import Engine
+from rollout.engine import Engine, EngineConfig
 from trainer.config import Recipe
 from trainer.distributed import World
 from trainer.learner import DTYPES, Learner
@@ -33,7 +33,7 @@ class JudgeReplica:
         with torch.device("meta"):
             decoder = Decoder(self._model_config).to(self._dtype)
         decoder.to_empty(device=self.world.device).requires_grad_(False)
-        return Engine(decoder, self.contexts.tokenizer, self._rollout.max_rows)
+        return Engine(decoder, self.contexts.tokenizer, EngineConfig(max_rows=self._rollout.max_rows))
 
     def refreshed(self, learner: Learner) -> Engine:
         """The engine with the learner's weights of now; every rank calls it."""

@@ -13,7 +13,7 @@ from patarm_core.judgment import parse
 from patarm_core.pairs import Pair
 from patarm_core.stats import wilson_interval
 from rollout.contexts import ContextBuilder, PromptConfig, load_pairs, load_rubrics
-from rollout.engine import Engine
+from rollout.engine import Engine, EngineConfig
 from tests.strategies import judgment_text
 
 # What a judgment may say: scores that tie often, an invalid score, a tag error.
@@ -119,7 +119,7 @@ def judge(tiny_files, tiny_judge):
     pairs = load_pairs(tiny_files["data.held_out"], book)
     engine = Engine.from_pretrained(tiny_judge)
     contexts = ContextBuilder(engine.tokenizer, config, book)
-    return contexts, pairs, lambda max_rows: Engine(engine.decoder, engine.tokenizer, max_rows)
+    return contexts, pairs, lambda max_rows: Engine(engine.decoder, engine.tokenizer, EngineConfig(max_rows=max_rows))
 
 
 def texts_of(judged_pairs) -> dict[str, tuple[list[str], list[str]]]:

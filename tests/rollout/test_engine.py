@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from kernels.sample import sample
 from rollout.decoder import all_logits, causal_attention
-from rollout.engine import Engine, load_tokenizer, special_token_ids
+from rollout.engine import Engine, EngineConfig, load_tokenizer, special_token_ids
 from rollout.params import SamplingParams
 from rollout.stops import StopFinder
 from rollout.weights import load_weights_, save_decoder
@@ -141,7 +141,7 @@ requests = st.lists(
 @settings(max_examples=20)
 @given(requests, st.sampled_from([1, 16, 512]))
 def test_matches_the_slow_engine(requests, max_rows):
-    engine = Engine(DOUBLE, tokenizer(), max_rows)
+    engine = Engine(DOUBLE, tokenizer(), EngineConfig(max_rows=max_rows))
     contexts, params = zip(*requests, strict=True)
     for completions, one_context, one_params in zip(engine.generate(contexts, params), contexts, params, strict=True):
         assert_same(completions, slow_completions(DOUBLE, one_context, one_params))
@@ -189,7 +189,8 @@ def test_company_changes_no_bit(shape):
     rng = np.random.default_rng(0)
     for max_rows, size in ((1, 24), (40, 24), (512, 7)):
         some = rng.permutation(len(contexts))[:size]
-        apart = Engine(model, tokenizer(), max_rows).generate([contexts[i] for i in some], [params[i] for i in some])
+        apart = Engine(model, tokenizer(), EngineConfig(max_rows=max_rows))
+        apart = apart.generate([contexts[i] for i in some], [params[i] for i in some])
         assert_identical(apart, [together[i] for i in some])
     for i in range(0, len(contexts), 7):
         assert_identical(Engine(model, tokenizer()).generate([contexts[i]], [params[i]]), [together[i]])
@@ -202,7 +203,8 @@ def test_many_equal_rows_change_no_bit(engine):
     together = engine.generate(contexts, params)
     for i in (0, 17, 59):
         assert_identical(engine.generate([contexts[i]], [params[i]]), [together[i]])
-    assert_identical(Engine(engine.decoder, tokenizer(), 1024).generate(contexts, params), together)
+    wide = Engine(engine.decoder, tokenizer(), EngineConfig(max_rows=1024))
+    assert_identical(wide.generate(contexts, params), together)
 
 
 def test_the_last_row_is_like_any_other():
@@ -220,7 +222,8 @@ def test_the_last_row_is_like_any_other():
 @given(requests, requests, st.integers(1, 64))
 def test_company_changes_no_bit_whatever_is_asked(engine, requests, others, max_rows):
     alone = engine.generate(*zip(*requests, strict=True))
-    mixed = Engine(engine.decoder, tokenizer(), max_rows).generate(*zip(*others, *requests, strict=True))
+    mixed = Engine(engine.decoder, tokenizer(), EngineConfig(max_rows=max_rows))
+    mixed = mixed.generate(*zip(*others, *requests, strict=True))
     assert_identical(mixed[len(others) :], alone)
 
 
@@ -237,18 +240,6 @@ def test_a_longer_limit_only_adds_tokens(engine):
     for a, b in zip(short, long, strict=True):
         assert a.token_ids == b.token_ids[:7]
         assert a.logprobs.tobytes() == b.logprobs[:7].tobytes()
-
-
-def test_without_batch_invariance_lengths_share_a_wave_and_results_agree_to_rounding():
-    """Token by token the same in float64; contexts from 1 to 100 tokens in one wave."""
-    contexts = [context(length) for length in (100, 1, 33, 64, 7, 90)]
-    params = [SamplingParams(n=3, max_tokens=12, seed=i) for i in range(6)]
-    mixed = Engine(DOUBLE, tokenizer(), batch_invariant=False)
-    requests = list(zip(contexts, params, strict=True))
-    assert [sorted(wave) for wave in mixed._waves(requests)] == [[0, 1, 2, 3, 4, 5]]
-    assert len(list(Engine(DOUBLE, tokenizer())._waves(requests))) == 4  # padded to 32, 64, 96 and 128
-    for completions, one, param in zip(mixed.generate(contexts, params), contexts, params, strict=True):
-        assert_same(completions, slow_completions(DOUBLE, one, param))
 
 
 # Noise
@@ -462,7 +453,7 @@ def test_refuses_params(values, message):
 
 def test_refuses_no_rows():
     with pytest.raises(ValueError, match=r"^max_rows=0 must be at least 1$"):
-        Engine(decoder(), tokenizer(), 0)
+        EngineConfig(max_rows=0)
 
 
 def test_refuses_a_directory_without_a_tokenizer(tmp_path):

@@ -1,0 +1,145 @@
+"""Runs a step: tokens in, keys and values written, one token drawn for each sample that is due.
+
+    T tokens of a step   B samples that draw   D model width   V vocabulary
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kernels.linear_sample import ROWS, linear_sample
+from kernels.matmul import float32_logits
+from kernels.sample import sample as sample_logits
+from rollout.block_attention import BlockAttention
+from rollout.decoder import Decoder
+from rollout.kv_cache import KvCache
+from rollout.scheduler import Sample, Scheduler, Step
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """On the host: token ids int64, the rest float32, in nats."""
+
+    token_B: np.ndarray
+    logprob_B: np.ndarray
+    drawn_logprob_B: np.ndarray
+    entropy_B: np.ndarray
+
+
+class Runner:
+    """
+    Args:
+        scheduler: whose steps are run; its tables are read.
+        batch_invariant: pad products to a multiple of `ROWS` rows, which then do not depend on one another.
+    """
+
+    def __init__(self, decoder: Decoder, cache: KvCache, scheduler: Scheduler, batch_invariant: bool) -> None:
+        self._decoder, self._cache, self._scheduler = decoder, cache, scheduler
+        self._device = next(decoder.parameters()).device
+        self._multiple = ROWS if batch_invariant else 1
+
+    def run(self, step: Step) -> Drawn:
+        """Tokens for the samples that `Scheduler.commit` will return, in that order."""
+        self._cache.make_room(self._scheduler.pool.highest)
+        if step.copies:
+            self._cache.copy(step.copies)
+        token_T, position_T, page_T, slot_T = map(self._upload, self._tokens(step))
+        last_B, samples = self._drawing(step)
+        attend = BlockAttention(self._cache, step, self._scheduler.tables, page_T, slot_T)
+
+        def readout(hidden_1TD: Tensor, head_VD: Tensor) -> Drawn:
+            if not samples:
+                return Drawn(np.zeros(0, dtype=np.int64), *(np.zeros(0, dtype=np.float32) for _ in range(3)))
+            return _draw(hidden_1TD[0, self._upload(self._padded(last_B))], head_VD, samples)
+
+        return self._decoder(token_T[None], position_T[None], attend, readout)
+
+    def _tokens(self, step: Step) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """(token, position, page, slot) of the step's rows and then of its chunks; padding writes to page 0."""
+        P, block = self._cache.page_size, self._scheduler.block_size
+        rows = step.rows
+        token_T = np.array([s.token_ids[-1] if s.token_ids else s.request.context[-1] for s in rows], dtype=np.int64)
+        position_T = np.array([s.own_start + s.num_computed for s in rows], dtype=np.int64)
+        row_T = np.array([s.row for s in rows], dtype=np.int64)
+        first_T = np.array([s.first_block for s in rows], dtype=np.int64) * (block // P)
+        page_T = self._scheduler.tables[row_T, position_T // P - first_T]
+        parts = [(token_T, position_T, page_T)]
+        for chunk in step.chunks:
+            position_T = np.arange(chunk.start, chunk.start + len(chunk.tokens))
+            parts.append((np.array(chunk.tokens), position_T, np.array(chunk.table)[position_T // P]))
+        token_T, position_T, page_T = (self._padded(np.concatenate(x)) for x in zip(*parts, strict=True))
+        page_T[step.num_tokens :] = 0
+        return token_T, position_T, page_T, position_T % P
+
+    def _drawing(self, step: Step) -> tuple[np.ndarray, list[Sample]]:
+        """The places of the last tokens of samples, and the samples."""
+        last_B, samples, end = list(range(len(step.rows))), list(step.rows), len(step.rows)
+        for chunk in step.chunks:
+            end += len(chunk.tokens)
+            holder = chunk.holder
+            if isinstance(holder, Sample) and holder.num_computed + len(chunk.tokens) == holder.num_own:
+                last_B.append(end - 1)
+                samples.append(holder)
+        return np.array(last_B, dtype=np.int64), samples
+
+    def _padded(self, x_T: np.ndarray) -> np.ndarray:
+        """Filled up with its first entry."""
+        return np.pad(x_T, (0, -len(x_T) % self._multiple), constant_values=x_T[0])
+
+    def _upload(self, x_T: np.ndarray) -> Tensor:
+        tensor = torch.from_numpy(x_T)
+        return tensor if self._device.type == "cpu" else tensor.pin_memory().to(self._device, non_blocking=True)
+
+
+def _draw(hidden_BD: Tensor, head_VD: Tensor, samples: Sequence[Sample]) -> Drawn:
+    """The next token of each sample; rows of `hidden` behind them are padding."""
+    rows = [*samples, *[samples[0]] * (len(hidden_BD) - len(samples))]
+    params = [sample.request.params for sample in rows]
+    arguments = (
+        np.array([p.seed for p in params], dtype=np.uint64),
+        np.array([sample.index for sample in rows], dtype=np.uint64),
+        np.array([len(sample.token_ids) for sample in rows], dtype=np.uint64),
+        np.array([p.temperature for p in params]),
+        np.array([p.top_k for p in params]),
+        np.array([p.top_p for p in params]),
+        np.array([p.min_p for p in params]),
+    )
+    draw = linear_sample(hidden_BD, head_VD, *arguments)
+    num = len(samples)
+    drawn = Drawn(
+        *(x_B[:num].cpu().numpy() for x_B in (draw.token_B, draw.logprob_B, draw.drawn_logprob_B, draw.entropy_B))
+    )
+    masked = [place for place in range(num) if params[place].grammar is not None]
+    if masked:
+        _redraw_well_formed_(drawn, hidden_BD, head_VD, rows, arguments, masked)
+    return drawn
+
+
+def _redraw_well_formed_(
+    drawn: Drawn, hidden_BD: Tensor, head_VD: Tensor, rows: Sequence[Sample], arguments: tuple, places: list[int]
+) -> None:
+    """Draws these places again, from the tokens that their grammars allow. Entropies are of the policy and stay."""
+    places_B = np.array(places + [places[0]] * (-len(places) % ROWS))
+    allowed_BV = np.stack(
+        [
+            params.grammar.allowed_V(sample.grammar_state, params.max_tokens - len(sample.token_ids))
+            for sample in (rows[place] for place in places_B)
+            for params in [sample.request.params]
+        ]
+    )
+    logits_BV = float32_logits(hidden_BD[torch.from_numpy(places_B).to(hidden_BD.device)], head_VD)
+    is_allowed_BV = torch.from_numpy(allowed_BV).to(logits_BV.device)
+    draw = sample_logits(
+        logits_BV.masked_fill(~is_allowed_BV, -torch.inf), *(argument_B[places_B] for argument_B in arguments)
+    )
+    logit_B = logits_BV.gather(-1, draw.token_B[:, None])[:, 0]
+    logprob_B = (logit_B - logits_BV.logsumexp(-1)).clamp(max=0)
+    num = len(places)
+    drawn.token_B[places] = draw.token_B[:num].cpu().numpy()
+    drawn.logprob_B[places] = logprob_B[:num].cpu().numpy()
+    drawn.drawn_logprob_B[places] = draw.drawn_logprob_B[:num].cpu().numpy()
