@@ -10,8 +10,9 @@ rest of it, nor on the process. Equal questions get equal answers; more judgment
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import get_args
@@ -19,11 +20,12 @@ from typing import get_args
 import torch
 
 from kernels.philox import stream_seed
-from patarm_core.judgment import RubricSetting
+from patarm_core.judgment import AnswerKind, RubricSetting
 from patarm_core.prompts import Prompt
 from rollout.contexts import ContextBuilder, PromptConfig, load_rubrics
-from rollout.engine import Engine
-from rollout.params import SamplingParams
+from rollout.engine import Engine, EngineConfig
+from rollout.grammar import JudgmentGrammar
+from rollout.params import Completion, SamplingParams
 from rollout.questions import (
     Compared,
     Judged,
@@ -60,6 +62,7 @@ class Judge:
     max_completion_tokens: int = 4096  # fewer where the model's context leaves less room
     temperature: float = 1.0
     seed: int = 0
+    grammars: Mapping[AnswerKind, JudgmentGrammar] = field(default_factory=dict, repr=False)  # masks, if any
 
     __name__ = "patarm_judge"  # trainers log a reward function under its name
 
@@ -75,17 +78,28 @@ class Judge:
         template: str = "full",
         rubrics_file: str = "",
         max_context_tokens: int = 8192,
+        well_formed: bool = False,
         dtype: torch.dtype = torch.float32,
         device: str | None = None,
+        engine_config: EngineConfig | None = None,
         **settings,
     ) -> Judge:
-        """The judge of a Hugging Face directory, on the GPU if there is one; `settings` are fields of this class."""
+        """The judge of a Hugging Face directory, on the GPU if there is one.
+
+        Args:
+            well_formed: draw only tokens that keep a judgment well-formed (`JudgmentGrammar`).
+            settings: fields of this class.
+        """
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        engine = Engine.from_pretrained(path, dtype, device)
+        engine = Engine.from_pretrained(path, dtype, device, engine_config)
         prompt = PromptConfig(
             rubrics=rubrics, template=template, rubrics_file=rubrics_file, max_context_tokens=max_context_tokens
         )
         contexts = ContextBuilder(engine.tokenizer, prompt, load_rubrics(rubrics_file))
+        if well_formed:
+            V = engine.decoder.config.vocab_size
+            kinds: tuple[AnswerKind, ...] = ("score", "choice")
+            settings["grammars"] = {kind: JudgmentGrammar(engine.tokenizer, V, rubrics, kind) for kind in kinds}
         return cls(engine=engine, contexts=contexts, **settings)
 
     def score(self, prompts: Sequence[Prompt], responses: Sequence[Response], task: Tasks = "chat") -> list:
@@ -147,7 +161,9 @@ class Judge:
         """
         context = self.contexts.pointwise(read_prompt(prompt), read_response(response), task, name)
         rubrics = self.contexts.config.rubrics
-        return Question([context], [self._params(context, name)], lambda c: read_judged(c[0], "score", rubrics))
+        return Question(
+            [context], [self._params(context, name, "score")], lambda c: read_judged(c[0], "score", rubrics)
+        )
 
     def ask_to_compare(
         self,
@@ -174,16 +190,29 @@ class Judge:
         rubrics = self.contexts.config.rubrics
         return Question(
             [context],
-            [self._params(context, name)],
+            [self._params(context, name, "choice")],
             lambda c: count_choices(read_judged(c[0], "choice", rubrics), is_swapped),
         )
 
-    def answer(self, questions: Sequence[Question], progress: str = "") -> list[Judged | Compared]:
-        """Draws all judgments together."""
-        contexts = [context for question in questions for context in question.contexts]
-        params = [params for question in questions for params in question.params]
-        completions = iter(self.engine.generate(contexts, params, progress))
-        return [question.read([next(completions) for _ in question.contexts]) for question in questions]
+    def answers(self, questions: Iterable[Question]) -> Iterator[Judged | Compared]:
+        """The answers in the order of the questions, which are taken one by one as the engine has room for more."""
+        open_questions: deque[Question] = deque()
+
+        def requests() -> Iterator[tuple[list[int], SamplingParams]]:
+            for question in questions:
+                open_questions.append(question)
+                yield from zip(question.contexts, question.params, strict=True)
+
+        finished: dict[int, list[Completion]] = {}
+        first = 0  # number of the first request of the first open question
+        for number, completions in self.engine.stream(requests()):
+            finished[number] = completions
+            while open_questions:
+                numbers = range(first, first + len(open_questions[0].contexts))
+                if not finished.keys() >= set(numbers):
+                    break
+                yield open_questions.popleft().read([finished.pop(i) for i in numbers])
+                first = numbers.stop
 
     def _answer_all(self, ask: Callable[..., Question], items: Iterable[tuple]) -> list:
         questions: list[Question | Unanswered] = []
@@ -192,17 +221,18 @@ class Judge:
                 questions.append(ask(*item, name=f"item {number}"))
             except ValueError as error:
                 questions.append(Unanswered(str(error)))
-        answers = iter(self.answer([question for question in questions if isinstance(question, Question)]))
+        answers = self.answers(question for question in questions if isinstance(question, Question))
         return [next(answers) if isinstance(question, Question) else question for question in questions]
 
-    def _params(self, context: list[int], name: str) -> SamplingParams:
+    def _params(self, context: list[int], name: str, kind: AnswerKind) -> SamplingParams:
         limit = self.engine.decoder.config.max_position_embeddings
         if len(context) >= limit:
             raise ValueError(
                 f"{name}: the context has {len(context)} tokens; the model's limit, with a judgment, is {limit}"
             )
         max_tokens = min(self.max_completion_tokens, limit - len(context))
-        return judgment_params(self.num_votes, max_tokens, self.temperature, "ask", self.seed, *context)
+        params = judgment_params(self.num_votes, max_tokens, self.temperature, "ask", self.seed, *context)
+        return replace(params, grammar=self.grammars.get(kind))
 
 
 def _each(task: Tasks, num: int) -> Sequence[str]:

@@ -33,6 +33,14 @@ class Judged:
         """The mean of the valid scores of a pointwise judgment; None where there is none."""
         return mean_score(self.answers)
 
+    def record(self) -> dict:
+        """A pointwise judgment as JSON."""
+        scores = [as_float(score) for score in self.answers]
+        return {
+            "score": as_float(self.score), "scores": scores, "num_valid": len(scores) - scores.count(None),
+            "judgments": self.texts, "errors": self.errors,
+        }  # fmt: skip
+
 
 @dataclass(frozen=True, slots=True)
 class Compared:
@@ -42,6 +50,16 @@ class Compared:
     votes: list[Winner | None]  # of the i-th judgment(s), in the caller's order
     judged: tuple[Judged, ...]
     is_swapped: bool = False  # pairwise: the judge read the caller's B as its A
+
+    def record(self) -> dict:
+        if len(self.judged) == 2:
+            a, b = self.judged
+            return {"winner": self.winner, "votes": self.votes, "a": a.record(), "b": b.record()}
+        (both,) = self.judged
+        return {
+            "winner": self.winner, "votes": self.votes, "is_swapped": self.is_swapped, "judgments": both.texts,
+            "errors": both.errors,
+        }  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

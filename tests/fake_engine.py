@@ -7,7 +7,9 @@ from types import SimpleNamespace
 
 import numpy as np
 
+from rollout.engine import EngineStats
 from rollout.params import Completion, SamplingParams
+from rollout.scheduler import Counts
 
 
 @dataclass
@@ -50,7 +52,8 @@ class FakeEngine:
 
     @property
     def stats(self):
-        return SimpleNamespace(num_steps=self.num_steps, num_running_rows=sum(len(r.samples) for r in self.open))
+        counts = Counts(num_requests=self.num_submitted, num_steps=self.num_steps)
+        return EngineStats(counts, sum(len(r.samples) for r in self.open), 0, 9, 9 - len(self.open), 0, 0)
 
     def submit(self, token_ids, params: SamplingParams) -> FakeRequest:
         config = self.decoder.config
@@ -85,11 +88,11 @@ class FakeEngine:
             self.open.remove(request)
             self.num_cancelled += 1
 
-    def generate(self, contexts, params, progress: str = "") -> list[list[Completion]]:
-        requests = [self.submit(context, each) for context, each in zip(contexts, params, strict=True)]
+    def stream(self, pairs):
+        numbers = {self.submit(*pair): number for number, pair in enumerate(pairs)}
         while self.has_work:
-            self.step()
-        return [request.completions for request in requests]
+            for request in self.step():
+                yield numbers[request], request.completions
 
     def _script(self, token_ids, params: SamplingParams, sample: int) -> list[int]:
         said = self.say(token_ids, params, sample)

@@ -1,0 +1,69 @@
+"""Asks a judge.
+
+python rollout/main.py score --model DIR --prompt TEXT --response TEXT         one response, from 0 to 10
+python rollout/main.py score --model DIR --data ROWS.jsonl --out FILE.jsonl    rows of prompt, response, task
+python rollout/main.py compare --model DIR --prompt TEXT --response-a TEXT --response-b TEXT
+python rollout/main.py compare --model DIR --data ROWS.jsonl --out FILE.jsonl  or rows of prompt, chosen, rejected, task
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+from rollout.mistakes import tell
+from rollout.options import add_judge_options
+
+
+def main(arguments: list[str]) -> int:
+    """Runs a command. A mistake of the user's is one line on standard error and exit status 1."""
+    parser = argparse.ArgumentParser(
+        prog="rollout/main.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    score = commands.add_parser("score", help="score responses from 0 to 10: the mean of the valid judgments")
+    score.add_argument("--response")
+    score.set_defaults(run=_score)
+    compare = commands.add_parser("compare", help="say which of two responses is better")
+    compare.add_argument("--response-a")
+    compare.add_argument("--response-b")
+    compare.add_argument(
+        "--method", default="mean", choices=("mean", "majority", "pairwise"),
+        help="compare mean scores, let paired judgments vote, or show both responses to the judge at once",
+    )  # fmt: skip
+    compare.set_defaults(run=_compare)
+    for command in (score, compare):
+        command.add_argument("--prompt")
+        command.add_argument("--task", help="of what names none (default: chat)")
+        command.add_argument("--data", help="JSON lines to judge")
+        command.add_argument("--out", help="new file for these lines with their judgments; a run that was cut goes on")
+        command.add_argument("--json", action="store_true", help="print one item's judgments as a JSON object")
+        add_judge_options(command)
+    options = parser.parse_args(arguments)
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as in training, before torch is imported
+    try:
+        options.run(options)
+    except (ValueError, OSError) as error:
+        tell(error)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on where a file was being written", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _score(options: argparse.Namespace) -> None:
+    from rollout.score_command import run_score
+
+    run_score(options)
+
+
+def _compare(options: argparse.Namespace) -> None:
+    from rollout.score_command import run_compare
+
+    run_compare(options)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

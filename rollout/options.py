@@ -1,0 +1,62 @@
+"""The options of a door that name a judge and say how it is asked, and the judge that they name."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rollout.judge import Judge
+
+
+def add_judge_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", required=True, help="a Hugging Face directory, such as runs/quickstart/models/grpo")
+    parser.add_argument("--votes", type=int, default=1, help="judgments per response")
+    parser.add_argument("--rubrics", default="adaptive", choices=("adaptive", "primary", "generated"))
+    parser.add_argument("--template", default="full", choices=("full", "bare"))
+    parser.add_argument("--rubrics-file", default="", help="primary rubrics; default: the paper's")
+    parser.add_argument("--max-context-tokens", type=int, default=8192)
+    parser.add_argument(
+        "--max-completion-tokens",
+        type=int,
+        default=4096,
+        help="of a judgment; fewer where the context leaves less room",
+    )
+    parser.add_argument("--temperature", type=float, default=1.0)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--well-formed", action="store_true", help="draw only tokens that keep a judgment well-formed")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    parser.add_argument("--max-rows", type=int, default=256, help="judgments decoded side by side")
+
+
+def load_judge(options: argparse.Namespace) -> Judge:
+    import torch
+
+    from rollout.engine import EngineConfig
+    from rollout.judge import Judge
+
+    return Judge.from_pretrained(
+        options.model, rubrics=options.rubrics, template=options.template, rubrics_file=options.rubrics_file,
+        max_context_tokens=options.max_context_tokens, well_formed=options.well_formed,
+        dtype=getattr(torch, options.dtype), engine_config=EngineConfig(max_rows=options.max_rows),
+        num_votes=options.votes, max_completion_tokens=options.max_completion_tokens,
+        temperature=options.temperature, seed=options.seed,
+    )  # fmt: skip
+
+
+def judgment_settings(options: argparse.Namespace) -> dict:
+    """All that a judgment depends on besides its question, JSON-ready; of the weights, their files' sizes and times."""
+    from pathlib import Path
+
+    from rollout.contexts import read_text
+
+    names = (
+        "votes", "rubrics", "template", "max_context_tokens", "max_completion_tokens", "temperature", "seed",
+        "well_formed", "dtype",
+    )  # fmt: skip
+    files = [file for file in sorted(Path(options.model).glob("*")) if file.is_file()]
+    return {
+        **{name: getattr(options, name) for name in names},
+        "rubrics_file": options.rubrics_file and read_text(options.rubrics_file),
+        "model": [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files],
+    }
