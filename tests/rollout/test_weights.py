@@ -3,19 +3,24 @@
 import json
 import re
 import shutil
+import weakref
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 import rollout.weights as weights
 from rollout.decoder import Decoder, all_logits, causal_attention
+from rollout.families import FAMILIES
+from rollout.rope import YarnRope
 from rollout.weights import full_tensors, load_decoder, load_weights_, replace_directory, save_decoder
 from tests.models import config, random_decoder, tokenizer
 
 TOKEN_BT = torch.randint(0, 96, (2, 15), generator=torch.Generator().manual_seed(0))
 SMALL = 10_000  # bytes: several shards, and the embedding (18 kB) alone over the limit
+each_family = pytest.mark.parametrize("model_type", FAMILIES)
 
 
 @torch.no_grad()
@@ -53,25 +58,33 @@ def test_round_trip(tmp_path, tied, max_shard_bytes):
 
 @pytest.mark.parametrize("max_shard_bytes", [SMALL, 1 << 30])
 @pytest.mark.parametrize("tied", [False, True])
-def test_transformers_reads_what_we_write(tmp_path, tied, max_shard_bytes):
-    decoder = random_decoder(config(tie_word_embeddings=tied, rope_theta=777.0))
+@each_family
+def test_transformers_reads_what_we_write(tmp_path, model_type, tied, max_shard_bytes):
+    yarn = YarnRope(factor=4.0, original_max_position_embeddings=128)
+    decoder = random_decoder(
+        config(model_type=model_type, tie_word_embeddings=tied, rope_theta=777.0, rope_scaling=yarn)
+    )
     save_decoder(decoder, tmp_path, max_shard_bytes=max_shard_bytes)
-    model, info = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+    model, info = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True, attn_implementation="sdpa")
     assert not info["missing_keys"] and not info["unexpected_keys"]
-    assert_close(logits(decoder), logits(model))
+    assert torch.equal(logits(decoder), logits(model))
 
 
 @pytest.mark.parametrize("max_shard_size", ["10KB", "1GB"])
 @pytest.mark.parametrize("tied", [False, True])
-def test_reads_what_transformers_writes(tmp_path, tied, max_shard_size):
-    model = Qwen3ForCausalLM(Qwen3Config(**config(tie_word_embeddings=tied).to_hf()))
+@each_family
+def test_reads_what_transformers_writes(tmp_path, model_type, tied, max_shard_size):
+    shape = config(model_type=model_type, tie_word_embeddings=tied)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**shape.to_hf()))
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.2)
     model.save_pretrained(tmp_path, max_shard_size=max_shard_size)
     assert (tmp_path / "model.safetensors.index.json").exists() == (max_shard_size == "10KB")
-    assert_close(logits(load_decoder(tmp_path)), logits(model))
+    decoder = load_decoder(tmp_path)
+    assert decoder.config == shape
+    assert_close(logits(decoder), logits(model))
 
 
 def test_dtypes(tmp_path):
@@ -100,6 +113,59 @@ def test_a_tied_head_that_is_written_all_the_same_is_passed_over(tmp_path):
     tensors = load_file(file)
     save_file(tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"].clone()}, file)
     assert_same_weights(load_decoder(tmp_path), decoder)
+
+
+@pytest.mark.parametrize(
+    "name", ["model.layers.0.self_attn.rotary_emb.inv_freq", "model.rotary_emb.inv_freq"]
+)  # of two generations of transformers
+def test_tables_that_older_files_hold_are_passed_over(tmp_path, name):
+    decoder = random_decoder(config(model_type="llama"))
+    save_decoder(decoder, tmp_path)
+    edit(tmp_path, lambda tensors: tensors.update({name: torch.zeros(8)}))
+    assert_same_weights(load_decoder(tmp_path), decoder)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_loading_holds_one_tensor_beside_the_decoder(sharded, monkeypatch, dtype):
+    """Each is gone before the next is read; so what is held beside the decoder is never more than the largest."""
+    alive: weakref.WeakSet = weakref.WeakSet()
+    num_read = []
+
+    class Slice:
+        def __init__(self, tensor):
+            self.tensor = tensor
+
+        def __getattr__(self, name):
+            return getattr(self.tensor, name)
+
+        def __getitem__(self, index):
+            assert not alive
+            num_read.append(1)
+            tensor = self.tensor[index]
+            alive.add(tensor)
+            return tensor
+
+    class Shard:
+        def __init__(self, *args, **kwargs):
+            self.file = safe_open(*args, **kwargs)
+
+        def __enter__(self):
+            self.shard = self.file.__enter__()
+            return self
+
+        def __exit__(self, *error):
+            return self.file.__exit__(*error)
+
+        def keys(self):
+            return self.shard.keys()
+
+        def get_slice(self, name):  # and no get_tensor
+            return Slice(self.shard.get_slice(name))
+
+    monkeypatch.setattr(weights, "safe_open", Shard)
+    decoder = load_decoder(sharded, dtype)
+    assert len(num_read) == len(list(decoder.parameters())) and not alive
+    assert_same_weights(decoder, random_decoder(config()).to(dtype))
 
 
 @pytest.fixture
@@ -146,10 +212,40 @@ def test_refuses_an_unknown_tensor(saved):
     assert refusal(saved) == f"{file}: {name}: the model in config.json has no such tensor"
 
 
-def test_refuses_a_missing_shard(sharded):
-    file = sorted(sharded.glob("*.safetensors"))[1]
+@pytest.mark.parametrize("dtype", [torch.int32, torch.float8_e4m3fn])
+def test_refuses_quantized_weights(saved, dtype):
+    name = "model.layers.1.mlp.up_proj.weight"
+    edit(saved, lambda tensors: tensors.update({name: torch.zeros(80, 48).to(dtype)}))
+    kind = {torch.int32: "I32", torch.float8_e4m3fn: "F8_E4M3"}[dtype]
+    file = saved / "model.safetensors"
+    assert refusal(saved) == f"{file}: {name}: type {kind} is not supported; F64, F32, F16, BF16 are"
+
+
+@pytest.mark.parametrize("number", [1, -1])
+def test_refuses_a_missing_shard_before_it_reads_another(sharded, number):
+    file = sorted(sharded.glob("*.safetensors"))[number]
     file.unlink()
     assert refusal(sharded).startswith(f"{file}: no such file; weights are read from model.safetensors or from")
+    decoder = random_decoder(config(), seed=5)
+    with pytest.raises(ValueError, match="no such file"):
+        load_weights_(decoder, sharded)
+    assert_same_weights(decoder, random_decoder(config(), seed=5))
+
+
+def test_refuses_a_shard_without_what_the_index_says_is_in_it(sharded):
+    index = json.loads((sharded / "model.safetensors.index.json").read_text())
+    name = "model.layers.2.mlp.up_proj.weight"
+    file = sharded / index["weight_map"][name]
+    save_file({other: tensor for other, tensor in load_file(file).items() if other != name}, file)
+    assert refusal(sharded) == f"{sharded}: {name}: missing from the safetensors files (1 missing in all)"
+
+
+def test_refuses_a_damaged_header(saved):
+    file = saved / "model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[20] ^= 0xFF
+    file.write_bytes(content)
+    assert refusal(saved).startswith(f"{file}: not a complete safetensors file: ")
 
 
 def test_refuses_a_directory_without_weights(saved):

@@ -1,0 +1,78 @@
+"""Scalar reward models: a decoder whose head gives one value per token; a text's score is the value at its last.
+
+Where a text ends is known from its length and never looked for: a padding token may also be a text's own last token.
+
+    B sequences   T positions   D model width
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from rollout.decoder import Decoder, Readout, causal_attention
+from rollout.weights import load_decoder
+
+
+def load_scalar(path: str | Path, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> Decoder:
+    """The reward model of a Hugging Face directory: …ForSequenceClassification of a known family, with one label."""
+    return load_decoder(path, dtype, device, is_scalar=True)
+
+
+def last_values(length_B: Tensor) -> Readout:
+    """The readout of one value per sequence, at its last token; float32 or better, so that bfloat16 makes no ties."""
+
+    def readout(hidden_BTD: Tensor, head_1D: Tensor) -> Tensor:
+        last_BD = hidden_BTD[torch.arange(len(length_B), device=length_B.device), length_B - 1]
+        dtype = torch.promote_types(last_BD.dtype, torch.float32)
+        return last_BD.to(dtype) @ head_1D[0].to(dtype)
+
+    return readout
+
+
+def scores(decoder: Decoder, sequences: Sequence[Sequence[int]]) -> Tensor:
+    """score_B of these token ids in one forward pass, right-padded; gradients flow."""
+    device = next(decoder.parameters()).device
+    length_B = torch.tensor([len(tokens) for tokens in sequences], device=device)
+    # Causal attention lets no token see the padding after it, whichever token that is.
+    token_BT = torch.zeros(len(sequences), max(map(len, sequences)), dtype=torch.int64)
+    for row_T, tokens in zip(token_BT, sequences, strict=True):
+        row_T[: len(tokens)] = torch.tensor(tokens)
+    position_BT = torch.arange(token_BT.shape[1], device=device).expand_as(token_BT)
+    return decoder(token_BT.to(device), position_BT, causal_attention, last_values(length_B))
+
+
+@torch.inference_mode()
+def score_all(decoder: Decoder, sequences: Sequence[Sequence[int]], max_tokens: int = 16_384) -> list[float]:
+    """Scores of any number of sequences, in their order, in batches of at most `max_tokens` with their padding.
+
+    Raises:
+        ValueError: a sequence that is empty, too long for the model, or has a token that the model does not know.
+    """
+    limit, V = decoder.config.max_position_embeddings, decoder.config.vocab_size
+    for index, tokens in enumerate(sequences):
+        if not 0 < len(tokens) <= limit:
+            raise ValueError(f"sequence {index} has {len(tokens)} tokens; the model scores 1 to {limit}")
+        if not 0 <= min(tokens) <= max(tokens) < V:
+            wrong = next(token for token in tokens if not 0 <= token < V)
+            raise ValueError(f"sequence {index} has token {wrong}; the model has {V} tokens")
+    found = [0.0] * len(sequences)
+    for batch in _batches([len(tokens) for tokens in sequences], max_tokens):
+        for index, score in zip(batch, scores(decoder, [sequences[i] for i in batch]).tolist(), strict=True):
+            found[index] = score
+    return found
+
+
+def _batches(lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]]:
+    """Indices, longest first, so that neighbours need little padding; at least one each."""
+    batch: list[int] = []
+    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        if batch and lengths[batch[0]] * (len(batch) + 1) > max_tokens:
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch
