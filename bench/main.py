@@ -3,6 +3,7 @@
 python bench/main.py step [--rollouts 4,8,16] [--steps 5] [--out DIR]       time of a GRPO step against n
 python bench/main.py compile [--arch sm_80,sm_90] [--out DIR]               what each kernel takes of a GPU, without one
 python bench/main.py kernels [--only sample,...] [--repeats 5] [--out DIR]  time and memory of each kernel beside others
+python bench/main.py rollout [--models 10m,50m] [--pairs 4] [--out DIR]     tokens per second of ours and other engines
 """
 
 from __future__ import annotations
@@ -33,7 +34,17 @@ def main(arguments: list[str]) -> int:
     kernels.add_argument("--only", help=f"some of {names}; comma-separated")
     kernels.add_argument("--repeats", type=int, default=5, help="timed turns of each form (default: 5)")
     kernels.set_defaults(run=_kernels)
-    for command in (step, compiled, kernels):
+    rollout = commands.add_parser("rollout", help="tokens per second of the rollout engine beside other engines")
+    rollout.add_argument("--models", default="10m,50m", help="10m, 50m; on a GPU 8b, 14b too; comma-separated")
+    rollout.add_argument("--pairs", type=int, default=4, help="pairs judged, two contexts each (default: 4)")
+    rollout.add_argument("--rollouts", type=int, default=8, help="judgments of each context (default: 8)")
+    rollout.add_argument("--repeats", type=int, default=3, help="timed turns of each engine (default: 3)")
+    rollout.add_argument("--only", help="some of generate, generate_batch, ctranslate2; comma-separated")
+    rollout.add_argument("--shorten", type=int, default=4, help="divides all lengths (default: 4)")
+    rollout.add_argument("--data", type=Path, help="RM-Bench's JSON or pairs as JSON lines; else the embedded set")
+    rollout.add_argument("--tokenizer", type=Path, help="a tokenizer.json; else one made of the contexts")
+    rollout.set_defaults(run=_rollout)
+    for command in (step, compiled, kernels, rollout):
         command.add_argument("--out", type=Path, help="folder for the result as JSON and as a Markdown table")
     options = parser.parse_args(arguments)
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as in training, before torch is imported
@@ -65,6 +76,16 @@ def _kernels(options: argparse.Namespace) -> None:
     from bench.kernel_speed import run_kernel_speed
 
     run_kernel_speed([] if options.only is None else options.only.split(","), options.repeats, options.out)
+
+
+def _rollout(options: argparse.Namespace) -> None:
+    from bench.rollout_speed import run_rollout_speed
+
+    only = [] if options.only is None else options.only.split(",")
+    run_rollout_speed(
+        options.models.split(","), options.pairs, options.rollouts, options.repeats, only, options.shorten,
+        options.data, options.tokenizer, options.out,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":
