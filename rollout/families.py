@@ -143,7 +143,7 @@ class DecoderConfig:
 
 def _read_config(raw: dict[str, Any], is_scalar: bool) -> DecoderConfig:
     model_type = raw.get("model_type")
-    if model_type not in FAMILIES:
+    if model_type not in [*FAMILIES]:
         raise ValueError(f"model_type: {model_type!r} is not supported; {_are(FAMILIES)}")
     family = FAMILIES[model_type]
     if model_type == "mistral":
@@ -152,9 +152,10 @@ def _read_config(raw: dict[str, Any], is_scalar: bool) -> DecoderConfig:
     for name, wanted in {"hidden_act": "silu", "partial_rotary_factor": 1.0, **family.fixed}.items():
         if values.get(name, wanted) != wanted:
             raise ValueError(f"{name}: {values[name]!r} is not supported; {wanted!r} is")
-    layer_types = sorted({*values.get("layer_types", ()), "full_attention"})
-    if layer_types != ["full_attention"]:
-        raise ValueError(f"layer_types: {layer_types!r} is not supported; ['full_attention'] is")
+    layer_types = values.get("layer_types", [])
+    for layer_type in layer_types if isinstance(layer_types, list) else [layer_types]:
+        if layer_type != "full_attention":
+            raise ValueError(f"layer_types: {layer_type!r} is not supported; 'full_attention' is")
     if "quantization_config" in values:
         raise ValueError("quantization_config: quantized weights are not supported; float32, bfloat16 and float16 are")
     _check_kind(values, family, is_scalar)
@@ -162,8 +163,11 @@ def _read_config(raw: dict[str, Any], is_scalar: bool) -> DecoderConfig:
     values["rope_theta"], values["rope_scaling"] = _read_rope(values)
     values["is_scalar"] = is_scalar
     values.setdefault("tie_word_embeddings", False)
-    if isinstance(values.get("eos_token_id"), list):
-        values["eos_token_id"] = tuple(values["eos_token_id"])
+    if "eos_token_id" in values:
+        ends = values["eos_token_id"]
+        if any(type(end) is not int for end in (ends if isinstance(ends, list) else [ends])):
+            raise ValueError(f"eos_token_id: {ends!r} is not of type int, nor a list of such")
+        values["eos_token_id"] = tuple(ends) if isinstance(ends, list) else ends
     if model_type != "qwen3":  # whose heads always say how wide they are
         num_heads, width = values.get("num_attention_heads"), values.get("hidden_size")
         values.setdefault("num_key_value_heads", num_heads)
@@ -210,7 +214,7 @@ def _read_rope(values: dict[str, Any]) -> tuple[float | None, RopeScaling | None
         raise ValueError(f"{where}.partial_rotary_factor: {share!r} is not supported; 1.0 is")
     if rope_type == "default":
         return theta, None
-    if rope_type not in SCALINGS:
+    if rope_type not in [*SCALINGS]:
         raise ValueError(f"rope_type: {rope_type!r} is not supported; {_are(['default', *SCALINGS])}")
     length = values.get("original_max_position_embeddings", values.get("max_position_embeddings"))
     try:

@@ -129,7 +129,7 @@ FOUR_ROPES = "'default', 'linear', 'llama3' and 'yarn' are"
         ({"partial_rotary_factor": 0.25}, "partial_rotary_factor: 0.25 is not supported; 1.0 is"),
         ({"use_sliding_window": True}, "use_sliding_window: True is not supported; False is"),
         ({"layer_types": ["full_attention", "sliding_attention"]},
-         "layer_types: ['full_attention', 'sliding_attention'] is not supported; ['full_attention'] is"),
+         "layer_types: 'sliding_attention' is not supported; 'full_attention' is"),
         ({"model_type": "qwen2", "use_sliding_window": True}, "use_sliding_window: True is not supported; False is"),
         ({"model_type": "mistral", "sliding_window": 511},
          "sliding_window: 511 is not supported; null is, or at least max_position_embeddings=512, under which it "
@@ -142,6 +142,7 @@ FOUR_ROPES = "'default', 'linear', 'llama3' and 'yarn' are"
         ({"model_type": "llama", "mlp_bias": True}, "mlp_bias: True is not supported; False is"),
         ({"quantization_config": {"quant_method": "fp8"}},
          "quantization_config: quantized weights are not supported; float32, bfloat16 and float16 are"),
+        ({"eos_token_id": "</s>"}, "eos_token_id: '</s>' is not of type int, nor a list of such"),
         ({"hidden_act": "gelu"}, "hidden_act: 'gelu' is not supported; 'silu' is"),
         ({"hidden_size": None}, "hidden_size: missing"),
         ({"model_type": "llama", "num_attention_heads": None}, "num_attention_heads: missing"),
@@ -182,6 +183,26 @@ def test_refuses_what_is_no_scalar_reward_model(tmp_path, changes, message):
     with pytest.raises(ValueError) as error:
         DecoderConfig.from_pretrained(tmp_path, is_scalar=True)
     assert str(error.value) == f"{tmp_path / 'config.json'}: {message}"
+
+
+@pytest.mark.parametrize("is_scalar", [False, True])
+@each_family
+def test_any_value_of_any_field_is_read_or_refused_in_one_line(tmp_path, model_type, is_scalar):
+    file, num_refused = tmp_path / "config.json", 0
+    settings = {"factor": 2.0, "original_max_position_embeddings": 64, "rope_theta": 100.0}
+    raw = config(model_type=model_type, is_scalar=is_scalar).to_hf() | {"layer_types": [], "num_labels": 1}
+    raw |= {"rope_scaling": {"rope_type": "yarn", **settings}, "sliding_window": 512, "quantization_config": None}
+    values = [None, [], {}, "x", -1, 0, 1.5, True, [[]], [{}], {"a": 1}, float("nan"), float("inf")]
+    changed = [raw | {name: value} for name in raw for value in values]
+    changed += [raw | {"rope_scaling": raw["rope_scaling"] | {name: v}} for name in raw["rope_scaling"] for v in values]
+    for content in changed:
+        file.write_text(json.dumps(content))
+        try:
+            hash(DecoderConfig.from_pretrained(tmp_path, is_scalar))
+        except ValueError as error:
+            num_refused += 1
+            assert str(error).startswith(f"{file}: ") and "\n" not in str(error)
+    assert num_refused > len(changed) / 3
 
 
 def test_one_label_may_be_a_number(tmp_path):
