@@ -52,8 +52,11 @@ class FakeEngine:
 
     @property
     def stats(self):
-        counts = Counts(num_requests=self.num_submitted, num_steps=self.num_steps)
-        return EngineStats(counts, sum(len(r.samples) for r in self.open), 0, 9, 9 - len(self.open), 0, 0)
+        known = {
+            "counts": Counts(num_requests=self.num_submitted, num_steps=self.num_steps),
+            "num_running_rows": sum(len(request.samples) for request in self.open),
+        }
+        return EngineStats(**{name: known.get(name, 0) for name in EngineStats.__dataclass_fields__})
 
     def submit(self, token_ids, params: SamplingParams) -> FakeRequest:
         config = self.decoder.config
