@@ -4,6 +4,7 @@ python rollout/main.py score --model DIR --prompt TEXT --response TEXT         o
 python rollout/main.py score --model DIR --data ROWS.jsonl --out FILE.jsonl    rows of prompt, response, task
 python rollout/main.py compare --model DIR --prompt TEXT --response-a TEXT --response-b TEXT
 python rollout/main.py compare --model DIR --data ROWS.jsonl --out FILE.jsonl  or rows of prompt, chosen, rejected, task
+python rollout/main.py serve --model DIR [--port 8000]                         over HTTP, OpenAI-compatible
 """
 
 from __future__ import annotations
@@ -40,6 +41,22 @@ def main(arguments: list[str]) -> int:
         command.add_argument("--out", help="new file for these lines with their judgments; a run that was cut goes on")
         command.add_argument("--json", action="store_true", help="print one item's judgments as a JSON object")
         add_judge_options(command)
+    serve = commands.add_parser(
+        "serve", help="serve the judge over HTTP; /v1 is OpenAI-compatible, see rollout/server.py"
+    )
+    serve.add_argument("--host", default="127.0.0.1")
+    serve.add_argument("--port", type=int, default=8000, help="0: any that is free")
+    serve.add_argument("--model-name", default="", help="what clients call the model (default: its folder's name)")
+    serve.add_argument("--api-key-file", default="", help="holds the key that clients must send; default: none")
+    serve.add_argument("--max-open-requests", type=int, default=256, help="running and waiting; more are refused (429)")
+    serve.add_argument("--max-body-bytes", type=int, default=1 << 20)
+    serve.add_argument("--max-n", type=int, default=64, help="completions or judgments of one request")
+    serve.add_argument("--request-timeout", type=float, default=600.0, help="seconds")
+    serve.add_argument(
+        "--grace", type=int, default=30, help="seconds that open requests get when the server is stopped"
+    )
+    serve.set_defaults(run=_serve)
+    add_judge_options(serve)
     options = parser.parse_args(arguments)
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as in training, before torch is imported
     try:
@@ -63,6 +80,12 @@ def _compare(options: argparse.Namespace) -> None:
     from rollout.score_command import run_compare
 
     run_compare(options)
+
+
+def _serve(options: argparse.Namespace) -> None:
+    from rollout.serve_command import run_serve
+
+    run_serve(options)
 
 
 if __name__ == "__main__":

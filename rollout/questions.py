@@ -8,8 +8,10 @@ from fractions import Fraction
 from typing import Literal
 
 from kernels.philox import stream_seed
+from patarm_core.fields import Fields
 from patarm_core.judgment import AnswerKind, Choice, FormatError, RubricSetting, parse, read_answer
 from patarm_core.prompts import Message, Prompt
+from patarm_core.rubrics import unknown_task
 from patarm_core.voting import compare, majority, majority_choice, mean_score, unswap
 from rollout.params import Completion, SamplingParams
 
@@ -98,6 +100,15 @@ def count_choices(judged: Judged, is_swapped: bool) -> Compared:
 
 def as_float(score: Fraction | None) -> float | None:
     return None if score is None else float(score)
+
+
+def read_task(fields: Fields, tasks: Sequence[str], default: str | None = None) -> str:
+    """The task of an object; where it names none, `default`, or else chat if there are rubrics for it."""
+    default = default or ("chat" if "chat" in tasks else None)
+    task = fields.text("task") if default is None else fields.text("task", default)
+    if task not in tasks:
+        raise fields.error("task", unknown_task(task, tasks))
+    return task
 
 
 def read_prompt(prompt: Prompt) -> Prompt:

@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from patarm_core.fields import Fields, read_object
-from patarm_core.rubrics import unknown_task
 from rollout.contexts import load_rubrics, read_text
 from rollout.judge import Judge
 from rollout.options import judgment_settings, load_judge
-from rollout.questions import Compared, Judged, Question
+from rollout.questions import Compared, Judged, Question, read_task
 from rollout.resumable import check_free, write_lines
 
 Ask = Callable[[Judge, "Item"], Question]
@@ -98,15 +97,6 @@ def _item(row: dict, name: str, names: Sequence[str], tasks: Sequence[str], defa
     return Item(
         fields.prompt("prompt"), tuple(map(fields.text, names)), read_task(fields, tasks, default_task), name, row
     )
-
-
-def read_task(fields: Fields, tasks: Sequence[str], default: str | None = None) -> str:
-    """The task of an object; where it names none, `default`, or else chat if there are rubrics for it."""
-    default = default or ("chat" if "chat" in tasks else None)
-    task = fields.text("task") if default is None else fields.text("task", default)
-    if task not in tasks:
-        raise fields.error("task", unknown_task(task, tasks))
-    return task
 
 
 def _readable(answer: Judged | Compared) -> str:

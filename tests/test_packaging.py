@@ -56,9 +56,10 @@ def test_the_runtime_dependencies_are_the_documented_ones():
 
 
 def test_the_extras_are_the_documented_ones():
-    assert set(PROJECT["optional-dependencies"]) == {"plots", "parquet", "tensorboard", "peers", "test"}
+    assert set(PROJECT["optional-dependencies"]) == {"plots", "parquet", "tensorboard", "peers", "serve", "test"}
     assert names(PROJECT["optional-dependencies"]["plots"]) == ["matplotlib"]
     assert names(PROJECT["optional-dependencies"]["parquet"]) == ["pyarrow"]
+    assert names(PROJECT["optional-dependencies"]["serve"]) == ["uvicorn"]
 
 
 def test_no_folder_of_tests_is_a_package():
