@@ -6,8 +6,9 @@ beside it (in multiples of four: a remainder is multiplied by other code), on ho
 them are read together with other samples. So prefill in chunks of any size, decoding among any others, and computing a
 sample's tokens again give equal bits. A masked key adds a weight of exactly 0.
 
-    T tokens of a step   R rows: samples that decode   N tokens of a chunk   G groups: rows of one context
-    H query heads   K key/value heads   Q = H / K   M queries of a product   X positions of a block   C head width
+    T tokens of a step   R rows: samples that decode   G groups: rows of one context   S rows of a group, at most
+    B readers: rows, or groups   N blocks, each read by one reader   O blocks of a reader, at most
+    H query heads   K key/value heads   Q = H / K   M queries of a reader   X positions of a block   C head width
 """
 
 from __future__ import annotations
@@ -25,17 +26,27 @@ from rollout.scheduler import Chunk, Sample, Step
 
 BLOCK = 64  # positions; products with up to 128 of them are added up in one way
 _QUERIES = 4  # products of multiples of this are rounded alike
+_READ_IN_PLACE = 0.5  # share of a run of pages that has to be wanted
 
 
 @dataclass(slots=True)
-class _Rows:
-    """What decoding rows read, by block; rows are ordered by the number of blocks that they read alone."""
+class _Reading:
+    """Which blocks are read, and by whom: readers come in order, those with the most blocks first."""
 
-    order_R: Tensor  # of the step's rows
-    place_R: Tensor  # of a row among the G · S places of its group, in that order
-    row_GS: Tensor  # the row at each place; some row at empty ones
-    prefix: list[Tensor]  # of each shared block: pages of the groups that have it, the first ones
-    own: list[tuple[Tensor, Tensor]]  # of each block of their own: (pages, bias_RX) of the rows that have it
+    pages: slice | Tensor  # of the blocks: a run of pages that holds them all, or their pages one after the other
+    reader_N: Tensor
+    place_BO: Tensor  # of each reader's blocks among the N, which has no place N
+    by_block: list[Tensor]  # of block 0, 1, …: places, of the first readers, which have it
+    bias_NX: Tensor | None  # -inf at positions that are not there yet
+
+
+@dataclass(slots=True)
+class _Groups:
+    """Decoding rows of one context stand side by side. Its whole blocks are read by the group, the rest by each row."""
+
+    row_GS: Tensor  # a group's rows; at empty places any
+    place_R: Tensor  # of each row among the G · S
+    reading: _Reading
 
 
 @dataclass(slots=True)
@@ -55,12 +66,12 @@ class BlockAttention:
         self._cache, self._page_T, self._slot_T = cache, page_T, slot_T
         self._pages_per_block = BLOCK // cache.page_size
         self._num_rows = len(step.rows)
-        self._rows = self._plan_rows(step.rows, tables) if step.rows else None
+        if step.rows:
+            self._plan_rows(step.rows, tables)
         self._parts, first = [], self._num_rows
         for chunk in step.chunks:
             self._parts.append(self._plan_chunk(chunk, first))
             first += len(chunk.tokens)
-        self._num_tokens = first
 
     def __call__(self, layer: int, q_1THC: Tensor, k_1TKC: Tensor, v_1TKC: Tensor) -> Tensor:
         self._cache.write(layer, self._page_T, self._slot_T, k_1TKC[0], v_1TKC[0])
@@ -70,7 +81,7 @@ class BlockAttention:
         # In 16 bits scores and sums would lose what the GPU's kernels keep.
         q_TKQC = q_1THC[0].to(torch.promote_types(q_1THC.dtype, torch.float32)).mul(C**-0.5).view(T, K, H // K, C)
         o_TKQC = torch.zeros_like(q_TKQC)
-        if self._rows is not None:
+        if self._num_rows:
             o_TKQC[: self._num_rows] = self._attend_rows(q_TKQC[: self._num_rows], *pages)
         for part in self._parts:
             some = slice(part.first, part.first + part.num)
@@ -79,40 +90,66 @@ class BlockAttention:
 
     # Plans, on the host
 
-    def _plan_rows(self, rows: list[Sample], tables: np.ndarray) -> _Rows:
-        row_R = np.array([sample.row for sample in rows])
-        start_R = np.array([sample.first_block for sample in rows]) * BLOCK
-        last_R = np.array([sample.own_start + sample.num_computed for sample in rows]) - start_R
+    def _plan_rows(self, rows: list[Sample], tables: np.ndarray) -> None:
+        first_R = np.array([sample.first_block for sample in rows])
+        last_R = np.array([sample.own_start + sample.num_computed for sample in rows]) - first_R * BLOCK
         num_blocks_R = last_R // BLOCK + 1
         order_R = np.argsort(-num_blocks_R, kind="stable")
-        row_R, last_R, num_blocks_R = row_R[order_R], last_R[order_R], num_blocks_R[order_R]
-        own = []
-        for block in range(num_blocks_R[0]):
-            num = int((num_blocks_R > block).sum())
-            columns = slice(block * self._pages_per_block, (block + 1) * self._pages_per_block)
-            is_hidden_RX = block * BLOCK + np.arange(BLOCK) > last_R[:num, None]
-            bias_RX = np.where(is_hidden_RX, -np.inf, 0).astype(np.float32)
-            own.append((torch.from_numpy(tables[row_R[:num], columns].reshape(-1)), torch.from_numpy(bias_RX)))
+        table_RM = tables[np.array([sample.row for sample in rows])[order_R]]
+        self._order_R = torch.from_numpy(order_R)
+        self._own = self._reading(table_RM, num_blocks_R[order_R], last_R[order_R])
 
         groups: dict[int, list[int]] = defaultdict(list)
         for place, row in enumerate(order_R):
-            groups[id(rows[row].request.node)].append(place)
-        members = sorted(groups.values(), key=lambda places: -rows[order_R[places[0]]].first_block)
+            if first_R[row]:
+                groups[id(rows[row].request.node)].append(place)
+        self._groups = None
+        if not groups:
+            return
+        members = sorted(groups.values(), key=lambda places: -first_R[order_R[places[0]]])
+        num_blocks_G = np.array([first_R[order_R[places[0]]] for places in members])
         row_GS = np.zeros((len(members), max(map(len, members))), dtype=np.int64)
-        place_R = np.zeros(len(rows), dtype=np.int64)
-        prefix_tables = []
+        place_R = np.full(len(rows), -1)
+        table_GM = np.zeros((len(members), num_blocks_G[0] * self._pages_per_block), dtype=np.int64)
         for group, places in enumerate(members):
             row_GS[group, : len(places)] = places
             place_R[places] = group * row_GS.shape[1] + np.arange(len(places))
-            sample = rows[order_R[places[0]]]
-            num_pages = sample.first_block * self._pages_per_block
-            prefix_tables.append(np.array(sample.request.node.table(self._cache.page_size)[:num_pages]))
-        prefix = []
-        for block in range(len(prefix_tables[0]) // self._pages_per_block):
-            columns = slice(block * self._pages_per_block, (block + 1) * self._pages_per_block)
-            pages = [table[columns] for table in prefix_tables if len(table) >= columns.stop]
-            prefix.append(torch.from_numpy(np.concatenate(pages)))
-        return _Rows(torch.from_numpy(order_R), torch.from_numpy(place_R), torch.from_numpy(row_GS), prefix, own)
+            table = rows[order_R[places[0]]].request.node.table(self._cache.page_size)
+            num_pages = num_blocks_G[group] * self._pages_per_block
+            table_GM[group, :num_pages] = table[:num_pages]
+        # Rows without shared blocks have no place; the one after the last stands for it.
+        place_R[place_R < 0] = row_GS.size
+        reading = self._reading(table_GM, num_blocks_G, None)
+        self._groups = _Groups(torch.from_numpy(row_GS), torch.from_numpy(place_R), reading)
+
+    def _reading(self, table_BM: np.ndarray, num_blocks_B: np.ndarray, last_B: np.ndarray | None) -> _Reading:
+        """
+        Args:
+            table_BM: pages of each reader, the ones with the most blocks first.
+            last_B: the last position that is there, counted from a reader's first block; all of them if None.
+        """
+        n, O = self._pages_per_block, int(num_blocks_B[0])
+        reader_N = np.concatenate([np.arange((num_blocks_B > block).sum()) for block in range(O)])
+        block_N = np.repeat(np.arange(O), [(num_blocks_B > block).sum() for block in range(O)])
+        page_Nn = table_BM[reader_N[:, None], block_N[:, None] * n + np.arange(n)]
+        place_N = np.arange(len(reader_N))
+        pages, size = torch.from_numpy(page_Nn.reshape(-1)), len(reader_N)
+        low, high = page_Nn.min(), page_Nn.max() + 1
+        if n == 1 and last_B is not None and len(page_Nn) >= _READ_IN_PLACE * (high - low):
+            place_N = page_Nn[:, 0] - low
+            pages, size = slice(int(low), int(high)), high - low
+        place_BO = np.full((len(num_blocks_B), O), size)
+        place_BO[reader_N, block_N] = place_N
+        reader_of_place = np.zeros(size, dtype=np.int64)  # pages that nobody wants are read by anyone
+        reader_of_place[place_N] = reader_N
+        bias = None
+        if last_B is not None:
+            bias_NX = np.zeros((size, BLOCK), dtype=np.float32)
+            position_NX = block_N[:, None] * BLOCK + np.arange(BLOCK)
+            bias_NX[place_N] = np.where(position_NX > last_B[reader_N, None], -np.inf, 0)
+            bias = torch.from_numpy(bias_NX)[:, None, None]
+        by_block = [torch.from_numpy(place_N[block_N == block]) for block in range(O)]
+        return _Reading(pages, torch.from_numpy(reader_of_place), torch.from_numpy(place_BO), by_block, bias)
 
     def _plan_chunk(self, chunk: Chunk, first: int) -> _Part:
         table = chunk.table + [0] * (-len(chunk.table) % self._pages_per_block)
@@ -121,77 +158,69 @@ class BlockAttention:
 
     # Arithmetic
 
-    def _block(self, pages_NKPC: Tensor, page_X: Tensor, dtype: torch.dtype) -> Tensor:
-        """Blocks [B·K, X, C] of B readers, by the pages of all of them."""
-        picked_NKPC = pages_NKPC.index_select(0, page_X)
+    def _blocks(self, pages_NKPC: Tensor, pages: slice | Tensor, dtype: torch.dtype) -> Tensor:
+        """[N·K, X, C]"""
+        picked_NKPC = pages_NKPC[pages] if isinstance(pages, slice) else pages_NKPC.index_select(0, pages)
         if self._pages_per_block > 1:
             picked_NKPC = picked_NKPC.unflatten(0, (-1, self._pages_per_block)).transpose(1, 2)
         return picked_NKPC.reshape(-1, BLOCK, pages_NKPC.shape[-1]).to(dtype)
 
     def _attend_rows(self, q_RKQC: Tensor, keys_NKPC: Tensor, values_NKPC: Tensor) -> Tensor:
-        rows, dtype = self._rows, q_RKQC.dtype
         R, K, Q, C = q_RKQC.shape
-        q_RKQC = q_RKQC[rows.order_R]
         num_padding = -Q % _QUERIES
+        q_RKQC = q_RKQC[self._order_R]
         q_RKMC = F.pad(q_RKQC, (0, 0, 0, num_padding)) if num_padding else q_RKQC
-        M = Q + num_padding
-
-        # Shared blocks: the queries of a group's rows side by side.
-        G, S = rows.row_GS.shape
-        while S * Q % _QUERIES:
-            S += 1
-        row_GS = F.pad(rows.row_GS, (0, S - rows.row_GS.shape[1]))
-        place_R = rows.place_R // rows.row_GS.shape[1] * S + rows.place_R % rows.row_GS.shape[1]
-
-        def to_groups(x_RKQY: Tensor) -> Tensor:
-            Y = x_RKQY.shape[-1]
-            return x_RKQY[row_GS.flatten()].view(G, S, K, Q, Y).transpose(1, 2).reshape(G * K, S * Q, Y)
-
-        def to_rows(x_GKMY: Tensor) -> Tensor:
-            Y = x_GKMY.shape[-1]
-            x_RKQY = x_GKMY.view(G, K, S, Q, Y).transpose(1, 2).reshape(G * S, K, Q, Y)[place_R]
-            return F.pad(x_RKQY, (0, 0, 0, num_padding)) if num_padding else x_RKQY
-
-        largest_RKM1 = q_RKMC.new_full((R, K, M, 1), -torch.inf)
-        scores_G, scores_R = [], []
-        if rows.prefix:
-            q_GMC = to_groups(q_RKQC)
-            largest_GM1 = q_GMC.new_full((G * K, S * Q, 1), -torch.inf)
-            for page_X in rows.prefix:
-                key_GXC = self._block(keys_NKPC, page_X, dtype)
-                score_GMX = q_GMC[: len(key_GXC)] @ key_GXC.transpose(1, 2)
-                some = largest_GM1[: len(key_GXC)]
-                torch.maximum(some, score_GMX.amax(-1, keepdim=True), out=some)
-                scores_G.append(score_GMX)
-            largest_RKM1 = to_rows(largest_GM1)
-        for page_X, bias_RX in rows.own:
-            num = len(bias_RX)
-            key_RXC = self._block(keys_NKPC, page_X, dtype)
-            score_RKMX = (q_RKMC[:num].flatten(0, 1) @ key_RXC.transpose(1, 2)).view(num, K, M, BLOCK)
-            score_RKMX += bias_RX[:, None, None]
-            some = largest_RKM1[:num]
-            torch.maximum(some, score_RKMX.amax(-1, keepdim=True), out=some)
-            scores_R.append(score_RKMX)
-
+        score_NKMX, largest_RKM1 = self._scores(q_RKMC, self._own, keys_NKPC)
         sum_RKM1, o_RKMC = torch.zeros_like(largest_RKM1), torch.zeros_like(q_RKMC)
-        if rows.prefix:
-            largest_GM1 = to_groups(largest_RKM1[:, :, :Q])
-            sum_GM1, o_GMC = torch.zeros_like(largest_GM1), torch.zeros_like(q_GMC)
-            for page_X, score_GMX in zip(rows.prefix, scores_G, strict=True):
-                num = len(score_GMX)
-                _add_block(
-                    score_GMX, self._block(values_NKPC, page_X, dtype), largest_GM1[:num], sum_GM1[:num], o_GMC[:num]
-                )
-            sum_RKM1, o_RKMC = to_rows(sum_GM1), to_rows(o_GMC)
-        for (page_X, _), score_RKMX in zip(rows.own, scores_R, strict=True):
-            num = len(score_RKMX)
-            of_rows = (x_RKMY[:num].flatten(0, 1) for x_RKMY in (score_RKMX, largest_RKM1, sum_RKM1, o_RKMC))
-            score_RMX, largest_RM1, sum_RM1, o_RMC = of_rows
-            _add_block(score_RMX, self._block(values_NKPC, page_X, dtype), largest_RM1, sum_RM1, o_RMC)
+        if self._groups is not None:
+            row_GS, place_R, reading = self._groups.row_GS, self._groups.place_R, self._groups.reading
+            G, S = row_GS.shape
+
+            def to_groups(x_RKQY: Tensor) -> Tensor:
+                x_GKMY = x_RKQY[row_GS].transpose(1, 2).flatten(2, 3)
+                return F.pad(x_GKMY, (0, 0, 0, -S * Q % _QUERIES))
+
+            def to_rows(x_GKMY: Tensor, without: float) -> Tensor:
+                x_ZKQY = x_GKMY[:, :, : S * Q].unflatten(2, (S, Q)).transpose(1, 2).flatten(0, 1)
+                x_ZKQY = F.pad(x_ZKQY, (0, 0, 0, num_padding, 0, 0, 0, 1), value=without)
+                return x_ZKQY[place_R]
+
+            q_GKMC = to_groups(q_RKQC)
+            shared_score_NKMX, largest_GKM1 = self._scores(q_GKMC, reading, keys_NKPC)
+            torch.maximum(largest_RKM1, to_rows(largest_GKM1, -torch.inf), out=largest_RKM1)
+            largest_GKM1 = to_groups(largest_RKM1[:, :, :Q])
+            sum_GKM1, o_GKMC = torch.zeros_like(largest_GKM1), torch.zeros_like(q_GKMC)
+            self._add(shared_score_NKMX, largest_GKM1, reading, values_NKPC, sum_GKM1, o_GKMC)
+            sum_RKM1, o_RKMC = to_rows(sum_GKM1, 0.0), to_rows(o_GKMC, 0.0)
+        self._add(score_NKMX, largest_RKM1, self._own, values_NKPC, sum_RKM1, o_RKMC)
         o_RKQC = (o_RKMC / sum_RKM1)[:, :, :Q]
-        return torch.empty_like(o_RKQC).index_copy_(0, rows.order_R, o_RKQC)
+        return torch.empty_like(o_RKQC).index_copy_(0, self._order_R, o_RKQC)
+
+    def _scores(self, q_BKMC: Tensor, reading: _Reading, keys_NKPC: Tensor) -> tuple[Tensor, Tensor]:
+        """score_NKMX, and each query's largest one, [B, K, M, 1]."""
+        q_NKMC = q_BKMC.index_select(0, reading.reader_N)
+        key_ZXC = self._blocks(keys_NKPC, reading.pages, q_BKMC.dtype)
+        score_NKMX = (q_NKMC.flatten(0, 1) @ key_ZXC.transpose(1, 2)).view(*q_NKMC.shape[:3], BLOCK)
+        if reading.bias_NX is not None:
+            score_NKMX += reading.bias_NX
+        largest_NKM = F.pad(score_NKMX.amax(-1), (0, 0, 0, 0, 0, 1), value=-torch.inf)
+        return score_NKMX, largest_NKM[reading.place_BO].amax(1)[..., None]
+
+    def _add(
+        self, score_NKMX: Tensor, largest_BKM1: Tensor, reading: _Reading, values_NKPC: Tensor,
+        sum_BKM1: Tensor, o_BKMC: Tensor,
+    ) -> None:  # fmt: skip
+        """Adds the blocks' weights and weighted values to `sum` and `o`, block by block. Overwrites the scores."""
+        weight_NKMX = score_NKMX.sub_(largest_BKM1.index_select(0, reading.reader_N)).exp_()
+        sum_NKM1 = weight_NKMX.sum(-1, keepdim=True)
+        value_ZXC = self._blocks(values_NKPC, reading.pages, o_BKMC.dtype)
+        o_NKMC = (weight_NKMX.flatten(0, 1) @ value_ZXC).view(*sum_NKM1.shape[:3], -1)
+        for place_N in reading.by_block:
+            sum_BKM1[: len(place_N)] += sum_NKM1.index_select(0, place_N)
+            o_BKMC[: len(place_N)] += o_NKMC.index_select(0, place_N)
 
     def _attend_chunk(self, part: _Part, q_NKQC: Tensor, keys_NKPC: Tensor, values_NKPC: Tensor) -> Tensor:
+        """N tokens of the chunk, M = N·Q queries side by side."""
         N, K, Q, C = q_NKQC.shape
         num_queries = N * Q + -N * Q % _QUERIES
         q_KMC = q_NKQC.new_zeros(K, num_queries, C)
@@ -202,7 +231,7 @@ class BlockAttention:
         for block, page_X in enumerate(part.blocks):
             # Queries before a block see nothing of it.
             some = slice(max(0, block * BLOCK - part.start) * Q // _QUERIES * _QUERIES, num_queries)
-            score_KMX = q_KMC[:, some] @ self._block(keys_NKPC, page_X, q_KMC.dtype).transpose(1, 2)
+            score_KMX = q_KMC[:, some] @ self._blocks(keys_NKPC, page_X, q_KMC.dtype).transpose(1, 2)
             if (block + 1) * BLOCK > part.start + 1:
                 key_X = torch.arange(block * BLOCK, (block + 1) * BLOCK)
                 score_KMX.masked_fill_(key_X > position_M[some, None], -torch.inf)
@@ -211,14 +240,8 @@ class BlockAttention:
             scores.append(score_KMX)
         sum_KM1, o_KMC = torch.zeros_like(largest_KM1), torch.zeros_like(q_KMC)
         for page_X, some, score_KMX in zip(part.blocks, seen, scores, strict=True):
-            value_KXC = self._block(values_NKPC, page_X, q_KMC.dtype)
-            _add_block(score_KMX, value_KXC, largest_KM1[:, some], sum_KM1[:, some], o_KMC[:, some])
+            weight_KMX = score_KMX.sub_(largest_KM1[:, some]).exp_()
+            sum_KM1[:, some] += weight_KMX.sum(-1, keepdim=True)
+            o_KMC[:, some].baddbmm_(weight_KMX, self._blocks(values_NKPC, page_X, q_KMC.dtype))
         o_KMC = (o_KMC / sum_KM1)[:, : N * Q]
         return o_KMC.view(K, N, Q, C).transpose(0, 1)
-
-
-def _add_block(score_BMX: Tensor, value_BXC: Tensor, largest_BM1: Tensor, sum_BM1: Tensor, o_BMC: Tensor) -> None:
-    """Adds a block's weights and weighted values to `sum` and `o`; overwrites the scores."""
-    weight_BMX = score_BMX.sub_(largest_BM1).exp_()
-    sum_BM1 += weight_BMX.sum(-1, keepdim=True)
-    o_BMC.baddbmm_(weight_BMX, value_BXC)

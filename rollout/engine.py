@@ -16,12 +16,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from kernels.philox import stream_seed
 from rollout.block_attention import BLOCK
@@ -32,6 +33,7 @@ from rollout.pages import PagePool
 from rollout.params import Completion, SamplingParams
 from rollout.scheduler import Counts, Request, Sample, Scheduler
 from rollout.stops import StopFinder
+from rollout.vocabulary import load_tokenizer, special_token_ids
 from rollout.weights import load_decoder
 
 
@@ -45,6 +47,8 @@ class EngineConfig:
     num_pages: int | None = None  # of all samples and contexts together; takes precedence over kv_gib
     kv_gib: float | None = None  # memory of keys and values: 4 on a CPU, on a GPU nine tenths of what is free
     batch_invariant: bool | None = None  # the same bits in any company: on a CPU
+    attention: Literal["blocks", "paged"] | None = None  # blocks are for a CPU, the paged kernel is for a GPU
+    cuda_graphs: bool = True  # replay steps that only decode
 
     def __post_init__(self) -> None:
         for name, least in (("max_rows", 1), ("max_step_tokens", 1), ("num_pages", 2)):
@@ -66,23 +70,6 @@ class EngineStats:
     num_pages: int
     num_free_pages: int
     num_cached_pages: int  # of contexts that no request uses, kept in case they come again
-    kv_bytes: int
-
-
-def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a Hugging Face directory; never asks a hub."""
-    if not any((Path(path) / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
-        raise ValueError(f"{path}: no tokenizer.json; a model directory holds its tokenizer")
-    try:
-        return AutoTokenizer.from_pretrained(str(path), local_files_only=True)
-    except Exception as error:  # the tokenizers library raises nothing more special on a file it cannot read
-        raise ValueError(f"{path}: the tokenizer cannot be read: {error}") from error
-
-
-def special_token_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Control tokens of the chat format, the end token among them: whichever is sampled ends a completion."""
-    ids = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
-    return sorted(ids | ({tokenizer.eos_token_id} - {None}))
 
 
 class Engine:
@@ -103,13 +90,17 @@ class Engine:
         self._ends = frozenset(special_token_ids(tokenizer))
         self._stops = StopFinder(tokenizer, decoder.config.vocab_size)
         dtype = next(decoder.parameters()).dtype
-        page_size = self.config.page_size or (BLOCK if is_cpu else 16)
+        is_paged = (self.config.attention or ("blocks" if is_cpu else "paged")) == "paged"
+        page_size = self.config.page_size or (16 if is_paged else BLOCK)
         self._cache = KvCache(decoder.config, self._num_pages(page_size, dtype), page_size, dtype, self.device)
         self._scheduler = Scheduler(
             PagePool(self._cache.num_pages, page_size), self.config.max_rows, self._max_step_tokens(),
-            BLOCK if is_cpu else page_size, decoder.config.max_position_embeddings,
+            page_size if is_paged else BLOCK, decoder.config.max_position_embeddings,
         )  # fmt: skip
-        self._runner = Runner(decoder, self._cache, self._scheduler, self.batch_invariant)
+        self._runner = Runner(
+            decoder, self._cache, self._scheduler,
+            batch_invariant=self.batch_invariant, is_paged=is_paged, graphs=self.config.cuda_graphs,
+        )  # fmt: skip
         self._weights = self._weights_version()
 
     @classmethod
@@ -240,12 +231,11 @@ class Engine:
     def release_memory(self) -> None:
         """Gives the memory of all keys and values back. Unfinished requests stay, and are computed again."""
         self._scheduler.forget()
-        self._cache.release()
+        self._runner.release()
 
     def acquire_memory(self) -> None:
         """Takes the memory again; the next step would do so too."""
-        if self.device.type != "cpu":
-            self._cache.make_room(self._cache.num_pages - 1)
+        self._cache.acquire()
 
     @property
     def stats(self) -> EngineStats:
@@ -257,7 +247,6 @@ class Engine:
             num_pages=scheduler.pool.num_pages - 1,
             num_free_pages=scheduler.pool.num_free,
             num_cached_pages=min(scheduler.tree.num_idle_pages, scheduler.pool.num_pages - 1 - scheduler.pool.num_free),
-            kv_bytes=self._cache.nbytes,
         )
 
     def _append(self, samples: list[Sample], drawn: Drawn) -> list[Request]:

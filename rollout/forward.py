@@ -15,9 +15,11 @@ from torch import Tensor
 from kernels.linear_sample import ROWS, linear_sample
 from kernels.matmul import float32_logits
 from kernels.sample import sample as sample_logits
+from kernels.settings import Draw
 from rollout.block_attention import BlockAttention
 from rollout.decoder import Decoder
 from rollout.kv_cache import KvCache
+from rollout.paged_rows import DecodeGraphs, PagedAttention
 from rollout.scheduler import Sample, Scheduler, Step
 
 
@@ -35,22 +37,44 @@ class Runner:
     """
     Args:
         scheduler: whose steps are run; its tables are read.
-        batch_invariant: pad products to a multiple of `ROWS` rows, which then do not depend on one another.
+        batch_invariant: products have shapes whose rows do not depend on one another: on a CPU a multiple of `ROWS`
+            rows, on a GPU, whose libraries choose by shape, always the same number.
+        is_paged: attention by the paged kernel, not by blocks.
+        graphs: replay steps that only decode, on a GPU.
     """
 
-    def __init__(self, decoder: Decoder, cache: KvCache, scheduler: Scheduler, batch_invariant: bool) -> None:
+    def __init__(
+        self, decoder: Decoder, cache: KvCache, scheduler: Scheduler, *,
+        batch_invariant: bool, is_paged: bool, graphs: bool,
+    ) -> None:  # fmt: skip
         self._decoder, self._cache, self._scheduler = decoder, cache, scheduler
         self._device = next(decoder.parameters()).device
-        self._multiple = ROWS if batch_invariant else 1
+        self._batch_invariant, self._is_paged = batch_invariant, is_paged
+        self._multiple = 1
+        if batch_invariant:
+            self._multiple = ROWS if self._device.type == "cpu" else scheduler.max_step_tokens
+        self._graphs = DecodeGraphs(decoder, cache, scheduler) if graphs and is_paged and not batch_invariant else None
+
+    def release(self) -> None:
+        """Gives the memory of the cache back, and what is tied to its place."""
+        if self._graphs is not None:
+            self._graphs.clear()
+        self._cache.release()
 
     def run(self, step: Step) -> Drawn:
         """Tokens for the samples that `Scheduler.commit` will return, in that order."""
-        self._cache.make_room(self._scheduler.pool.highest)
+        self._cache.acquire()
         if step.copies:
             self._cache.copy(step.copies)
-        token_T, position_T, page_T, slot_T = map(self._upload, self._tokens(step))
+        tokens = self._tokens(step)
+        if self._graphs is not None and self._graphs.takes(step):
+            return _on_host(self._graphs.run(step, *tokens[:3]), len(step.rows))
+        token_T, position_T, page_T, slot_T = map(self._upload, tokens)
         last_B, samples = self._drawing(step)
-        attend = BlockAttention(self._cache, step, self._scheduler.tables, page_T, slot_T)
+        if self._is_paged:
+            attend = PagedAttention(self._cache, step, self._scheduler, page_T, slot_T, self._batch_invariant)
+        else:
+            attend = BlockAttention(self._cache, step, self._scheduler.tables, page_T, slot_T)
 
         def readout(hidden_1TD: Tensor, head_VD: Tensor) -> Drawn:
             if not samples:
@@ -109,14 +133,19 @@ def _draw(hidden_BD: Tensor, head_VD: Tensor, samples: Sequence[Sample]) -> Draw
         np.array([p.top_p for p in params]),
         np.array([p.min_p for p in params]),
     )
-    draw = linear_sample(hidden_BD, head_VD, *arguments)
-    num = len(samples)
+    drawn = _on_host(linear_sample(hidden_BD, head_VD, *arguments, check=False), len(samples))
+    masked = [place for place in range(len(samples)) if params[place].grammar is not None]
+    if masked:
+        _redraw_well_formed_(drawn, hidden_BD, head_VD, rows, arguments, masked)
+    return drawn
+
+
+def _on_host(draw: Draw, num: int) -> Drawn:
     drawn = Drawn(
         *(x_B[:num].cpu().numpy() for x_B in (draw.token_B, draw.logprob_B, draw.drawn_logprob_B, draw.entropy_B))
     )
-    masked = [place for place in range(num) if params[place].grammar is not None]
-    if masked:
-        _redraw_well_formed_(drawn, hidden_BD, head_VD, rows, arguments, masked)
+    if (drawn.token_B < 0).any():
+        raise FloatingPointError("logits are not finite: the model's weights, or what it made of a context, overflow")
     return drawn
 
 

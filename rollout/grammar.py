@@ -23,7 +23,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from patarm_core.judgment import JUDGMENT_TAGS, AnswerKind, RubricSetting, judgment_tags
-from rollout.stops import StopFinder
+from rollout.vocabulary import special_token_ids, token_texts
 
 _TAGS = [f"<{slash}{name}>" for name in JUDGMENT_TAGS for slash in ("", "/")]
 _SPACE, _DIGITS = " \t\r\n", "0123456789"
@@ -59,10 +59,9 @@ class JudgmentGrammar:
         max_decimals: int = 2,
     ) -> None:
         self._tokenizer = tokenizer
-        end_ids = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
-        end_ids = [i for i in end_ids | ({tokenizer.eos_token_id} - {None}) if i < vocab_size]
+        end_ids = [token_id for token_id in special_token_ids(tokenizer) if token_id < vocab_size]
         to_SC, self._end_state = _tabulate(_Characters(rubrics, answer, max_decimals, space_at_end=not end_ids))
-        pieces = list(StopFinder(tokenizer, vocab_size)._token_texts())
+        pieces = token_texts(tokenizer, vocab_size)
         for token_id in end_ids:
             pieces[token_id] = ""
         self._group_V, next_GS = _group(pieces, to_SC)

@@ -6,13 +6,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from rollout.decoder import DecoderConfig
 
-_FIRST_PAGES = 64  # room to begin with where it can grow
+_ALIGNMENT = 64  # bytes; matrices that begin elsewhere may be multiplied by other code
 
 
 def bytes_per_token(config: DecoderConfig, dtype: torch.dtype) -> int:
@@ -20,41 +22,39 @@ def bytes_per_token(config: DecoderConfig, dtype: torch.dtype) -> int:
 
 
 class KvCache:
-    """On a CPU, room for pages is made as they are first used; on a GPU at once, since graphs remember addresses.
+    """The memory of all pages, zero at first: a masked key has weight 0, but 0 times nan would be nan.
 
-    Memory that was never written holds zeros: a masked key has weight 0, but 0 times nan would be nan.
+    On a CPU it is the system's until it is written to, so a large cache that is never full costs nothing.
     """
 
     def __init__(
         self, config: DecoderConfig, num_pages: int, page_size: int, dtype: torch.dtype, device: torch.device
     ) -> None:
         self.num_pages, self.page_size = num_pages, page_size
-        self._shape = config.num_hidden_layers, 2, 0, config.num_key_value_heads, page_size, config.head_dim
+        heads = config.num_key_value_heads, page_size, config.head_dim
+        self._shape = (config.num_hidden_layers, 2, num_pages, *heads)
         self._dtype, self._device = dtype, device
         self._pages_L2NKPC: Tensor | None = None
 
-    @property
-    def nbytes(self) -> int:
-        return 0 if self._pages_L2NKPC is None else self._pages_L2NKPC.nbytes
-
-    def make_room(self, last_page: int) -> None:
-        """Sees to it that pages up to this one have memory."""
-        num_pages = 0 if self._pages_L2NKPC is None else self._pages_L2NKPC.shape[2]
-        if last_page < num_pages:
+    def acquire(self) -> None:
+        """Takes the memory, if it is not there."""
+        if self._pages_L2NKPC is not None:
             return
-        wanted = self.num_pages
-        if self._device.type == "cpu":
-            wanted = min(wanted, max(_FIRST_PAGES, 2 * num_pages, last_page + 1))
-        shape = list(self._shape)
-        shape[2] = wanted
-        pages_L2NKPC = torch.zeros(shape, dtype=self._dtype, device=self._device)
-        if num_pages:
-            pages_L2NKPC[:, :, :num_pages] = self._pages_L2NKPC
-        self._pages_L2NKPC = pages_L2NKPC
+        if self._device.type != "cpu":
+            self._pages_L2NKPC = torch.zeros(self._shape, dtype=self._dtype, device=self._device)
+            return
+        num_bytes = prod(self._shape) * self._dtype.itemsize
+        memory = np.zeros(num_bytes + _ALIGNMENT, dtype=np.uint8)  # by calloc, which touches nothing
+        start = -memory.ctypes.data % _ALIGNMENT
+        self._pages_L2NKPC = torch.from_numpy(memory[start : start + num_bytes]).view(self._dtype).view(self._shape)
 
     def release(self) -> None:
         """Gives the memory back; what was in it is lost."""
         self._pages_L2NKPC = None
+
+    @property
+    def is_acquired(self) -> bool:
+        return self._pages_L2NKPC is not None
 
     def copy(self, pages: Sequence[tuple[int, int]]) -> None:
         """Copies whole pages, (from, to), all of them read before any is written."""

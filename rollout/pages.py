@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from bisect import insort
+
 
 class PagePool:
     """Numbers of pages and their reference counts; the keys and values themselves lie in `kv_cache`.
@@ -13,19 +15,20 @@ class PagePool:
         if num_pages < 2:
             raise ValueError(f"num_pages={num_pages} must be at least 2: page 0 is for padding")
         self.page_size, self.num_pages = page_size, num_pages
-        self._free = list(range(num_pages - 1, 0, -1))  # lowest first
+        self._free = list(range(1, num_pages))  # in order
         self._count = [0] * num_pages
-        self.highest = 0  # page ever taken
 
     @property
     def num_free(self) -> int:
         return len(self._free)
 
-    def take(self) -> int:
-        """A free page, held once."""
-        page = self._free.pop()
+    def take(self, is_context: bool = False) -> int:
+        """A free page, held once: of contexts the last one, of samples the first one.
+
+        So the pages of running samples lie close together, and can be read in place.
+        """
+        page = self._free.pop(-1 if is_context else 0)
         self._count[page] = 1
-        self.highest = max(self.highest, page)
         return page
 
     def hold(self, page: int) -> int:
@@ -38,7 +41,7 @@ class PagePool:
         assert self._count[page] > 0, f"page {page} is released more often than held"
         self._count[page] -= 1
         if not self._count[page]:
-            self._free.append(page)
+            insort(self._free, page)
 
     def is_shared(self, page: int) -> bool:
         return self._count[page] > 1

@@ -347,7 +347,7 @@ class Scheduler:
             return True
         if not self._make_room(request, sample):
             return False
-        page = self.pool.take()
+        page = self.pool.take(is_context=isinstance(holder, Node))
         if index == len(holder.pages):
             holder.pages.append(page)
         else:

@@ -11,7 +11,7 @@ from patarm_core.judgment import RubricSetting, judgment_tags, parse
 from patarm_core.pairs import JudgmentExample
 from rollout.contexts import ContextBuilder, load_rubrics
 from rollout.decoder import DecoderConfig
-from rollout.engine import load_tokenizer
+from rollout.vocabulary import load_tokenizer
 from trainer.batches import Group
 from trainer.config import Recipe
 from trainer.data import RunData, load_data

@@ -6,7 +6,7 @@ from patarm_core.pairs import Pair
 from patarm_core.prompts import Message, pointwise
 from patarm_core.rubrics import default_rubrics
 from rollout.contexts import ContextBuilder, PromptConfig, load_judgments, load_pairs, load_rubrics, read_text
-from rollout.engine import load_tokenizer
+from rollout.vocabulary import load_tokenizer
 
 BOOK = default_rubrics()
 PAIR = '{"prompt": "Why?", "chosen": "Because.", "rejected": "No.", "task": "chat"}'

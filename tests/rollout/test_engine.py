@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 
 from kernels.sample import sample
 from rollout.decoder import all_logits, causal_attention
-from rollout.engine import Engine, EngineConfig, load_tokenizer, special_token_ids
+from rollout.engine import Engine, EngineConfig
 from rollout.params import SamplingParams
 from rollout.stops import StopFinder
+from rollout.vocabulary import load_tokenizer, special_token_ids
 from rollout.weights import load_weights_, save_decoder
 from tests.models import config, random_decoder, tokenizer
 

@@ -10,8 +10,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from patarm_core.judgment import ALL_TAGS
 from rollout.decoder import all_logits, causal_attention
-from rollout.engine import Engine, load_tokenizer
+from rollout.engine import Engine
 from rollout.params import SamplingParams
+from rollout.vocabulary import load_tokenizer
 from rollout.weights import load_decoder
 from tests.models import config, tokenizer
 from trainer.tiny import make_model, make_tokenizer
