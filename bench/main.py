@@ -4,6 +4,7 @@ python bench/main.py step [--rollouts 4,8,16] [--steps 5] [--out DIR]       time
 python bench/main.py compile [--arch sm_80,sm_90] [--out DIR]               what each kernel takes of a GPU, without one
 python bench/main.py kernels [--only sample,...] [--repeats 5] [--out DIR]  time and memory of each kernel beside others
 python bench/main.py rollout [--models 10m,50m] [--pairs 4] [--out DIR]     tokens per second of ours and other engines
+python bench/main.py serve [--clients 64] [--seconds 60] [--out DIR]        many clients at once on the server
 """
 
 from __future__ import annotations
@@ -44,7 +45,11 @@ def main(arguments: list[str]) -> int:
     rollout.add_argument("--data", type=Path, help="RM-Bench's JSON or pairs as JSON lines; else the embedded set")
     rollout.add_argument("--tokenizer", type=Path, help="a tokenizer.json; else one made of the contexts")
     rollout.set_defaults(run=_rollout)
-    for command in (step, compiled, kernels, rollout):
+    serve = commands.add_parser("serve", help="many clients at once on the server: nothing lost, every reply right")
+    serve.add_argument("--clients", type=int, default=64)
+    serve.add_argument("--seconds", type=float, default=60)
+    serve.set_defaults(run=_serve)
+    for command in (step, compiled, kernels, rollout, serve):
         command.add_argument("--out", type=Path, help="folder for the result as JSON and as a Markdown table")
     options = parser.parse_args(arguments)
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as in training, before torch is imported
@@ -86,6 +91,14 @@ def _rollout(options: argparse.Namespace) -> None:
         options.models.split(","), options.pairs, options.rollouts, options.repeats, only, options.shorten,
         options.data, options.tokenizer, options.out,
     )  # fmt: skip
+
+
+def _serve(options: argparse.Namespace) -> None:
+    if not (options.clients > 0 and 0 < options.seconds < float("inf")):
+        raise ValueError("--clients and --seconds must be positive")
+    from bench.serve_load import run_serve_load
+
+    run_serve_load(options.clients, options.seconds, options.out)
 
 
 if __name__ == "__main__":
