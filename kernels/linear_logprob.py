@@ -21,7 +21,9 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 
 from kernels.check import check_dtype, check_shapes, check_token_ids
 from kernels.jit import ARCHITECTURES, INTERPRETED, architecture, cdiv, jit, next_power_of_2, tl, triton
-from kernels.matmul import addmm_
+from kernels.linear_sample import MAX_ELEMENTS, ROWS
+from kernels.matmul import addmm_, float32_logits
+from kernels.sample import RowStatistics
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _LARGEST = torch.finfo(torch.float32).max
@@ -57,6 +59,7 @@ def linear_logprob(
     temperature: float = 1.0,
     *,
     max_elements: int | None = None,
+    like_sample: bool = False,
     check: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """`linear_logprob_ref` with no more than a chunk of the logits in memory, each computed again in backward.
@@ -88,6 +91,8 @@ def linear_logprob(
         max_elements: of a chunk's logits. Forward on CPU and backward hold two buffers of that size (Triton: one in
             float32, one in the inputs' dtype). By default 2^23 on CPU and 2^28 elsewhere: a GPU needs over a thousand
             tokens per chunk to make up for a pass over dW.
+        like_sample: for float32 on a CPU: a token's outputs are, to the bit, what `linear_sample` records when it
+            draws the token from the same hidden state, whatever the other tokens are.
         check: token ids for their range; on a GPU this waits for the device. Unchecked, an id out of range gives a
             log-probability of nan and no gradient through it.
 
@@ -114,15 +119,20 @@ def linear_logprob(
         check_dtype("token", token_T, torch.int64)
         is_wrong_T = (token_T < 0) | (token_T >= V)
         token_T = token_T.masked_fill(is_wrong_T, 0)
+    if like_sample and (hidden_TD.device.type != "cpu" or hidden_TD.dtype != torch.float32 or temperature != 1):
+        raise ValueError(
+            "like_sample needs float32 on a CPU and temperature 1, "
+            f"got {hidden_TD.dtype} on {hidden_TD.device} and {temperature}"
+        )
     temperature = float(temperature)  # of numpy's scalars and fractions, too
     on_triton = triton is not None and hidden_TD.is_cuda and hidden_TD.dtype in (torch.bfloat16, torch.float16)
-    if not on_triton and V * max(T, D) <= min(max_elements, _SMALL):
+    if not (on_triton or like_sample) and V * max(T, D) <= min(max_elements, _SMALL):
         logprob_T, entropy_T = linear_logprob_ref(hidden_TD, weight_VD, token_T, temperature)
     else:
         # Triton launches on the current device; torch sees to it in backward.
         with torch.autocast(hidden_TD.device.type, enabled=False), torch.cuda.device_of(hidden_TD):
             logprob_T, entropy_T = _LinearLogprob.apply(
-                hidden_TD, weight_VD, token_T, temperature, max_elements, on_triton
+                hidden_TD, weight_VD, token_T, temperature, max_elements, on_triton, like_sample
             )
     return (logprob_T if check else logprob_T.masked_fill(is_wrong_T, torch.nan)), entropy_T
 
@@ -139,9 +149,12 @@ class _LinearLogprob(torch.autograd.Function):
         temperature: float,
         max_elements: int,
         on_triton: bool,
+        like_sample: bool = False,
     ) -> tuple[Tensor, Tensor]:
         if on_triton:
             outputs = _linear_logprob_triton(hidden_TD, weight_VD, token_T, temperature)
+        elif like_sample:
+            outputs = _linear_logprob_like_sample(hidden_TD, weight_VD, token_T)
         else:
             outputs = _linear_logprob_torch(hidden_TD, weight_VD, token_T, temperature, max_elements)
         ctx.save_for_backward(hidden_TD, weight_VD, token_T, *outputs[1:])
@@ -153,7 +166,7 @@ class _LinearLogprob(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: FunctionCtx, a_T: Tensor | None, b_T: Tensor | None) -> tuple[Tensor | None, ...]:
         if a_T is None and b_T is None:
-            return (None,) * 6
+            return (None,) * 7
         hidden_TD, weight_VD, token_T, entropy_T, max_T, logsum_T = ctx.saved_tensors
         temperature, max_elements, on_triton = ctx.options
         needs_hidden, needs_weight = ctx.needs_input_grad[:2]
@@ -179,7 +192,7 @@ class _LinearLogprob(torch.autograd.Function):
                 d_hidden_TD[rows] = d_hidden_ND
             if needs_weight:
                 addmm_(d_weight_VD, dz_NV.T, operand_ND, beta=1 if rows.start else 0, alpha=alpha)
-        return d_hidden_TD, d_weight_VD.to(weight_VD.dtype) if needs_weight else None, None, None, None, None
+        return d_hidden_TD, d_weight_VD.to(weight_VD.dtype) if needs_weight else None, *[None] * 5
 
 
 def _chunks(
@@ -223,6 +236,24 @@ def _linear_logprob_torch(
         # nansum: exp u · u is 0 · -inf for a logit of -inf. A nan among the logits is in logsum already.
         entropy_T[rows] = logsum_N - y_NV.mul_(z_NV).nansum(-1).div_(sum_N)
     return logprob_T, entropy_T, max_T, logsum_T
+
+
+def _linear_logprob_like_sample(hidden_TD: Tensor, weight_VD: Tensor, token_T: Tensor) -> tuple[Tensor, ...]:
+    """(logprob_T, entropy_T, max_T, logsum_T) by the arithmetic of `linear_sample` on a CPU."""
+    T = len(token_T)
+    outputs = tuple(hidden_TD.new_empty(T) for _ in range(4))
+    step = max(1, MAX_ELEMENTS // len(weight_VD) // ROWS) * ROWS
+    for start in range(0, T, step):
+        rows = slice(start, min(start + step, T))
+        num_padding = -(rows.stop - start) % ROWS
+        hidden_ND, token_N = F.pad(hidden_TD[rows], (0, 0, 0, num_padding)), F.pad(token_T[rows], (0, num_padding))
+        statistics = RowStatistics.of(float32_logits(hidden_ND, weight_VD))
+        u_N = statistics.u_BV.gather(-1, token_N[:, None])[:, 0]
+        logprob_N = (u_N - statistics.log_sum_B).clamp_(max=0)
+        parts = logprob_N, statistics.entropy_B, statistics.m_B1[:, 0], statistics.log_sum_B
+        for output_T, part_N in zip(outputs, parts, strict=True):
+            output_T[rows] = part_N[: rows.stop - start]
+    return outputs
 
 
 def _d_logits_torch(

@@ -146,26 +146,53 @@ def _at(x_BV: Tensor, token_B: Tensor) -> Tensor:
     return x_BV.gather(-1, token_B[:, None])[:, 0]
 
 
+@dataclass(frozen=True, slots=True)
+class RowStatistics:
+    """Of float32 logits on a CPU: what log-probabilities are made of, the same bits for a row whatever the others.
+
+    W is V filled up to whole tiles, and to whole blocks if there is more than one; `blocks` are its (blocks, tiles of a
+    block, tokens of a tile).
+    """
+
+    blocks: tuple[int, int, int]
+    m_B1: Tensor  # largest logit
+    u_BW: Tensor  # z - m, finite: 0 · -inf would be nan
+    e_BW: Tensor  # exp u
+    tile_BMR: Tensor  # float64 sums of e
+    sum_B: Tensor  # float64
+    log_sum_B: Tensor
+    entropy_B: Tensor
+    u_BV: Tensor
+
+    @classmethod
+    def of(cls, z_BV: Tensor) -> RowStatistics:
+        B, V = z_BV.shape
+        width = BLOCK if V > BLOCK else cdiv(V, TILE) * TILE
+        blocks = (cdiv(V, width), width // TILE, TILE)
+        m_B1 = z_BV.amax(-1, keepdim=True)
+        u_BW = z_BV.new_full((B, blocks[0] * width), -1e38)
+        u_BV = torch.sub(z_BV, m_B1, out=u_BW[:, :V]).clamp_(min=-1e38)
+        e_BW = u_BW.exp()
+        tile_BMR = e_BW.unflatten(-1, blocks).sum(-1).double()
+        sum_B = tile_BMR.sum((-1, -2))
+        log_sum_B = sum_B.log().float()
+        entropy_B = (log_sum_B - (e_BW * u_BW).sum(-1) / sum_B.float()).clamp_(min=0)
+        return cls(blocks, m_B1, u_BW, e_BW, tile_BMR, sum_B, log_sum_B, entropy_B, u_BV)
+
+
 def _sample_cpu(logits_BV: Tensor, noise: Noise, settings: Settings) -> Draw:
     """The torch form: weights and their sums in tiles in float32, the rest in float64; integers for unsure rows.
 
     Filters look for their thresholds in sorted rows, as the definition does.
     """
     B, V = logits_BV.shape
-    width = BLOCK if V > BLOCK else cdiv(V, TILE) * TILE
-    blocks = (cdiv(V, width), width // TILE, TILE)
     row_B = torch.arange(B)
     z_BV = logits_BV.float()
-    m_B1 = z_BV.amax(-1, keepdim=True)
-    # Whole blocks, all finite: 0 · -inf would be nan.
-    u_BW = z_BV.new_full((B, blocks[0] * width), -1e38)
-    u_BV = torch.sub(z_BV, m_B1, out=u_BW[:, :V]).clamp_(min=-1e38)
-    e_BW = u_BW.exp()
-    tile_BMR = e_BW.unflatten(-1, blocks).sum(-1).double()
-    sum_B = tile_BMR.sum((-1, -2))
-    log_sum_B = sum_B.log().float()
-    lse_B = m_B1[:, 0] + log_sum_B
-    entropy_B = (log_sum_B - (e_BW * u_BW).sum(-1) / sum_B.float()).clamp_(min=0)
+    statistics = RowStatistics.of(z_BV)
+    u_BV, e_BW, tile_BMR, log_sum_B = statistics.u_BV, statistics.e_BW, statistics.tile_BMR, statistics.log_sum_B
+    u_BW, entropy_B, blocks = statistics.u_BW, statistics.entropy_B, statistics.blocks
+    width = blocks[1] * TILE
+    lse_B = statistics.m_B1[:, 0] + log_sum_B
     is_right_B = lse_B.isfinite()
     if not is_right_B.all():  # such rows draw from something, to be thrown away
         e_BW[~is_right_B], tile_BMR[~is_right_B], u_BV[~is_right_B] = 1.0, 1.0, 0.0

@@ -14,6 +14,7 @@ sample's tokens again give equal bits. A masked key adds a weight of exactly 0.
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,7 +26,7 @@ from rollout.kv_cache import KvCache
 from rollout.scheduler import Chunk, Sample, Step
 
 BLOCK = 64  # positions; products with up to 128 of them are added up in one way
-_QUERIES = 4  # products of multiples of this are rounded alike
+QUERIES = 4  # products of multiples of this are rounded alike
 _READ_IN_PLACE = 0.5  # share of a run of pages that has to be wanted
 
 
@@ -167,7 +168,7 @@ class BlockAttention:
 
     def _attend_rows(self, q_RKQC: Tensor, keys_NKPC: Tensor, values_NKPC: Tensor) -> Tensor:
         R, K, Q, C = q_RKQC.shape
-        num_padding = -Q % _QUERIES
+        num_padding = -Q % QUERIES
         q_RKQC = q_RKQC[self._order_R]
         q_RKMC = F.pad(q_RKQC, (0, 0, 0, num_padding)) if num_padding else q_RKQC
         score_NKMX, largest_RKM1 = self._scores(q_RKMC, self._own, keys_NKPC)
@@ -178,7 +179,7 @@ class BlockAttention:
 
             def to_groups(x_RKQY: Tensor) -> Tensor:
                 x_GKMY = x_RKQY[row_GS].transpose(1, 2).flatten(2, 3)
-                return F.pad(x_GKMY, (0, 0, 0, -S * Q % _QUERIES))
+                return F.pad(x_GKMY, (0, 0, 0, -S * Q % QUERIES))
 
             def to_rows(x_GKMY: Tensor, without: float) -> Tensor:
                 x_ZKQY = x_GKMY[:, :, : S * Q].unflatten(2, (S, Q)).transpose(1, 2).flatten(0, 1)
@@ -222,26 +223,41 @@ class BlockAttention:
     def _attend_chunk(self, part: _Part, q_NKQC: Tensor, keys_NKPC: Tensor, values_NKPC: Tensor) -> Tensor:
         """N tokens of the chunk, M = N·Q queries side by side."""
         N, K, Q, C = q_NKQC.shape
-        num_queries = N * Q + -N * Q % _QUERIES
+        num_queries = N * Q + -N * Q % QUERIES
         q_KMC = q_NKQC.new_zeros(K, num_queries, C)
         q_KMC[:, : N * Q] = q_NKQC.transpose(0, 1).reshape(K, N * Q, C)
         position_M = part.start + torch.arange(num_queries) // Q
-        largest_KM1 = q_KMC.new_full((K, num_queries, 1), -torch.inf)
-        seen, scores = [], []
+        blocks = []
         for block, page_X in enumerate(part.blocks):
             # Queries before a block see nothing of it.
-            some = slice(max(0, block * BLOCK - part.start) * Q // _QUERIES * _QUERIES, num_queries)
-            score_KMX = q_KMC[:, some] @ self._blocks(keys_NKPC, page_X, q_KMC.dtype).transpose(1, 2)
+            some = slice(max(0, block * BLOCK - part.start) * Q // QUERIES * QUERIES, num_queries)
+            is_hidden_MX = None
             if (block + 1) * BLOCK > part.start + 1:
-                key_X = torch.arange(block * BLOCK, (block + 1) * BLOCK)
-                score_KMX.masked_fill_(key_X > position_M[some, None], -torch.inf)
-            largest_KM1[:, some] = torch.maximum(largest_KM1[:, some], score_KMX.amax(-1, keepdim=True))
-            seen.append(some)
-            scores.append(score_KMX)
-        sum_KM1, o_KMC = torch.zeros_like(largest_KM1), torch.zeros_like(q_KMC)
-        for page_X, some, score_KMX in zip(part.blocks, seen, scores, strict=True):
-            weight_KMX = score_KMX.sub_(largest_KM1[:, some]).exp_()
-            sum_KM1[:, some] += weight_KMX.sum(-1, keepdim=True)
-            o_KMC[:, some].baddbmm_(weight_KMX, self._blocks(values_NKPC, page_X, q_KMC.dtype))
-        o_KMC = (o_KMC / sum_KM1)[:, : N * Q]
+                is_hidden_MX = torch.arange(block * BLOCK, (block + 1) * BLOCK) > position_M[some, None]
+            keys, values = (self._blocks(x_NKPC, page_X, q_KMC.dtype) for x_NKPC in (keys_NKPC, values_NKPC))
+            blocks.append((some, keys, values, is_hidden_MX))
+        o_KMC = attend_blocks(q_KMC, blocks)[:, : N * Q]
         return o_KMC.view(K, N, Q, C).transpose(0, 1)
+
+
+def attend_blocks(q_ZMC: Tensor, blocks: Sequence[tuple[slice, Tensor, Tensor, Tensor | None]]) -> Tensor:
+    """Soft-max attention of scaled queries, M a multiple of four; gradients flow.
+
+    Args:
+        blocks: in order of their positions, (queries that see some of it, key_ZXC, value_ZXC, is_hidden_ZMX). Each
+            query sees a key.
+    """
+    largest_ZM1 = q_ZMC.new_full((*q_ZMC.shape[:2], 1), -torch.inf)
+    scores = []
+    for some, key_ZXC, _, is_hidden_ZMX in blocks:
+        score_ZMX = q_ZMC[:, some] @ key_ZXC.transpose(1, 2)
+        if is_hidden_ZMX is not None:
+            score_ZMX.masked_fill_(is_hidden_ZMX, -torch.inf)
+        largest_ZM1[:, some] = torch.maximum(largest_ZM1[:, some], score_ZMX.detach().amax(-1, keepdim=True))
+        scores.append(score_ZMX)
+    sum_ZM1, o_ZMC = torch.zeros_like(largest_ZM1), torch.zeros_like(q_ZMC)
+    for (some, _, value_ZXC, _), score_ZMX in zip(blocks, scores, strict=True):
+        weight_ZMX = score_ZMX.sub_(largest_ZM1[:, some]).exp_()
+        sum_ZM1[:, some] += weight_ZMX.sum(-1, keepdim=True)
+        o_ZMC[:, some].baddbmm_(weight_ZMX, value_ZXC)
+    return o_ZMC / sum_ZM1

@@ -19,7 +19,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernels.linear_logprob import linear_logprob
+from kernels.linear_sample import ROWS
 from rollout.decoder import Attention, Decoder, causal_attention
+from trainer.exact import exact_attention
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +90,8 @@ def _cut(group: Group, max_tokens: int) -> list[Group]:
 
 
 def collate(groups: Sequence[Group], device: torch.device) -> MicroBatch:
-    B, L = len(groups), max(group.length for group in groups)
+    # Whole tiles of matrix products; on a CPU the rows of others would depend on their number.
+    B, L = len(groups), -(-max(group.length for group in groups) // ROWS) * ROWS
     token_BL = np.zeros((B, L), dtype=np.int64)
     position_BL = np.zeros((B, L), dtype=np.int64)
     segment_BL = np.full((B, L), -1, dtype=np.int64)
@@ -144,12 +147,18 @@ def masked_attention(
     )
 
 
-def token_logprobs(decoder: Decoder, batch: MicroBatch) -> tuple[Tensor, Tensor]:
-    """(logprob_T, entropy_T) of the loss tokens under the decoder, with gradient."""
+def token_logprobs(decoder: Decoder, batch: MicroBatch, is_exact: bool = False) -> tuple[Tensor, Tensor]:
+    """(logprob_T, entropy_T) of the loss tokens under the decoder, with gradient.
+
+    Args:
+        is_exact: for float32 on a CPU: equal to the bit to what the rollout engine records.
+    """
 
     def readout(hidden_BLD: Tensor, head_VD: Tensor) -> tuple[Tensor, Tensor]:
         # The check would wait for a GPU and tell nothing new: every target is a token of the layout too, and one out of
         # range has been refused by the embedding, which has as many rows as the head.
-        return linear_logprob(hidden_BLD.flatten(0, 1)[batch.predictor_T], head_VD, batch.target_T, check=False)
+        hidden_TD = hidden_BLD.flatten(0, 1)[batch.predictor_T]
+        return linear_logprob(hidden_TD, head_VD, batch.target_T, like_sample=is_exact, check=False)
 
-    return decoder(batch.token_BL, batch.position_BL, group_attention(batch.segment_BL), readout)
+    attention = exact_attention if is_exact else group_attention
+    return decoder(batch.token_BL, batch.position_BL, attention(batch.segment_BL), readout)

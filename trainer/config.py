@@ -152,6 +152,9 @@ class GrpoConfig:
     kl_coef: float = 0.001  # of the KL estimate against the initial policy; 0 leaves the reference model out
     kl_estimator: Literal["k1", "k2", "k3"] = "k3"  # kernels/grpo_loss.py; as a loss, k1 pulls nowhere on average
     entropy_coef: float = 0.0
+    # On a CPU in float32: log-probs by the rollout's own arithmetic, so that a ratio is 1, and not nearly, until an
+    # update. Costs time (trainer/exact.py).
+    exact_logprobs: bool = False
     tokens_per_micro_batch: int = 16_384
     dev_every: int = 0
     checkpoint_every: int = 0
@@ -208,6 +211,8 @@ class Recipe:
                 f"rollout.temperature={self.rollout.temperature} must be 1 with the stage grpo: "
                 "the importance ratio is of log-probs at temperature 1; eval.temperature is free"
             )
+        if self.grpo.exact_logprobs and self.model.dtype != "float32":
+            raise ValueError(f'grpo.exact_logprobs: needs model.dtype = "float32", got "{self.model.dtype}"')
         if "grpo" in self.stages and self.grpo.group == "side" and self.rollout.num_rollouts < 2:
             raise ValueError(
                 f"a group baseline needs at least 2 rollouts per context, got num_rollouts={self.rollout.num_rollouts}"

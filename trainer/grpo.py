@@ -106,7 +106,7 @@ def policy_loss(config: GrpoConfig, reference: torch.nn.Module | None) -> TokenL
         reference_T = None
         if reference is not None:
             with torch.no_grad():
-                reference_T, _ = token_logprobs(reference, batch)
+                reference_T, _ = token_logprobs(reference, batch, config.exact_logprobs)
         old_T = batch.values_T["old_logprob"]
         result = grpo_loss(
             logprob_T, old_T, batch.values_T["advantage"],
@@ -198,7 +198,14 @@ def run_grpo(
             with phase("update_s"):
                 first_update = step.index * config.inner_epochs
                 updates = [
-                    learner.update(groups, token_loss, config.tokens_per_micro_batch, first_update + epoch, VALUES)
+                    learner.update(
+                        groups,
+                        token_loss,
+                        config.tokens_per_micro_batch,
+                        first_update + epoch,
+                        VALUES,
+                        config.exact_logprobs,
+                    )
                     for epoch in range(config.inner_epochs)
                 ]
                 # How far rollout and trainer disagree shows before the first update only.

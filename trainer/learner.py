@@ -69,6 +69,7 @@ class Learner:
         max_tokens: int,
         step: int,
         value_names: Sequence[str] = (),
+        exact_logprobs: bool = False,
     ) -> dict[str, float]:
         """One optimiser step on the groups of all ranks; `value_names` are those that every group carries.
 
@@ -93,7 +94,7 @@ class Learner:
             batch = collate(batches[number] if is_real else [_stand_in(value_names)], world.device)
             is_last = number == num_batches - 1
             decoder.set_requires_gradient_sync(is_last or self.reduce_each_micro_batch)  # others accumulate, unsharded
-            logprob_T, entropy_T = token_logprobs(decoder, batch)
+            logprob_T, entropy_T = token_logprobs(decoder, batch, exact_logprobs)
             loss_T, metrics = token_loss(batch, logprob_T, entropy_T)
             loss = loss_T.sum() / num_tokens if is_real else loss_T.sum() * 0.0
             loss.backward()

@@ -52,6 +52,8 @@ def run(recipe: Recipe, start: float) -> None:
         model = recipe.model.path or (str(folder.model("initial")) if folder.is_finished("initial") else "")
         with here.agreed():
             inputs = load_inputs(recipe, model)
+            if recipe.grpo.exact_logprobs and here.device.type != "cpu":
+                raise ValueError(f"grpo.exact_logprobs: is for a CPU; this run is on {here.device}")
             # A checkpoint of another shape is told here, and not after hours.
             untrained = Learner(model, recipe.model, recipe.sft.optim, 1, here) if model else None
         with here.agreed():

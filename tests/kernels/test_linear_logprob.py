@@ -29,6 +29,7 @@ from kernels.linear_logprob import (
     linear_logprob,
     linear_logprob_ref,
 )
+from kernels.linear_sample import linear_sample
 
 # The interpreter warns where nan and overflow are what a test is about.
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.runtime.interpreter")
@@ -725,3 +726,28 @@ def test_works_without_gradients_and_keeps_no_logits():
     with torch.autograd.graph.saved_tensors_hooks(lambda x: sizes.append(x.numel()) or x, lambda x: x):
         linear_logprob(*inputs, max_elements=500)
     assert max(sizes, default=0) < 30 * 100
+
+
+@pytest.mark.parametrize("V", [7, 128, 300, 4096, 5000])  # less than a tile, one, a remainder, one block, two
+def test_like_sample_gives_the_bits_that_linear_sample_records(V):
+    """For each token, whatever the number of rows; gradients are the usual ones."""
+    generator = torch.Generator().manual_seed(V)
+    hidden_TD, weight_VD = (torch.randn(X, 24, generator=generator) for X in (48, V))
+    drawn = linear_sample(hidden_TD, weight_VD, 3, torch.arange(48), 0)
+    for rows in (slice(0, 48), slice(5, 6), slice(10, 31)):
+        operands = hidden_TD[rows].clone().requires_grad_(), weight_VD.clone().requires_grad_()
+        outputs = linear_logprob(*operands, drawn.token_B[rows], like_sample=True)
+        assert torch.equal(outputs[0], drawn.logprob_B[rows])
+        assert torch.equal(outputs[1], drawn.entropy_B[rows])
+        gradients = torch.autograd.grad(sum(x_T.sum() for x_T in outputs), operands)
+        plain = linear_logprob_ref(*operands, drawn.token_B[rows])
+        for found, right in zip(gradients, torch.autograd.grad(sum(x_T.sum() for x_T in plain), operands), strict=True):
+            torch.testing.assert_close(found, right, rtol=1e-4, atol=1e-5)
+
+
+def test_like_sample_is_for_float32_on_a_cpu():
+    hidden_TD, weight_VD, token_T = torch.ones(2, 3), torch.ones(4, 3), torch.zeros(2, dtype=torch.int64)
+    with pytest.raises(ValueError, match=r"^like_sample needs float32 on a CPU and temperature 1, got torch\.float64"):
+        linear_logprob(hidden_TD.double(), weight_VD.double(), token_T, like_sample=True)
+    with pytest.raises(ValueError, match=r"got torch\.float32 on cpu and 0\.5$"):
+        linear_logprob(hidden_TD, weight_VD, token_T, 0.5, like_sample=True)

@@ -265,7 +265,7 @@ def test_the_loss_reports_how_far_rollout_and_trainer_disagree():
 
 
 def test_the_loss_is_the_recipes(monkeypatch):
-    monkeypatch.setattr(grpo, "token_logprobs", lambda reference, batch: (reference, None))
+    monkeypatch.setattr(grpo, "token_logprobs", lambda reference, batch, is_exact: (reference, None))
     values = {"old_logprob": torch.tensor([-1.0, -2.0, -3.0]), "advantage": torch.tensor([-1.0, -1.0, -1.0])}
     batch = MicroBatch(*[torch.zeros(0)] * 5, values)
     config = GrpoConfig(clip_low=0.1, dual_clip=2.0, kl_coef=0.5, kl_estimator="k2", entropy_coef=0.25)
