@@ -172,7 +172,7 @@ async def _run_clients(url: str, asks: list[Ask], num_clients: int, seconds: flo
                 if outcome == "equal":
                     load.latencies_s.append(time.perf_counter() - started)
                 elif outcome == "429":
-                    await asyncio.sleep(0.1 * rng.random())
+                    await asyncio.sleep(0.5 + rng.random() if seconds > 10 else 0.1)
 
         await asyncio.gather(*map(client, range(num_clients)))
     return load

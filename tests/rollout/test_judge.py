@@ -182,3 +182,23 @@ def test_pairwise_judgments_without_a_choice_do_not_vote():
     (compared,) = judge.comparisons(["Why?"], ["x"], ["y"], method="pairwise")
     assert compared.winner == ("B" if compared.is_swapped else "A") and compared.votes.count(None) == 2
     assert scripted(lambda *_: "?").compare(["Why?"], ["x"], ["y"], method="pairwise") == [None]
+
+
+@pytest.mark.slow
+def test_trl_trains_with_it(judge, tiny_judge, tmp_path):
+    trl = pytest.importorskip("trl", reason="the extra `peers` has it")
+    from datasets import Dataset
+    from transformers import AutoModelForCausalLM
+
+    rows = [{"prompt": [{"role": "user", "content": prompt}], "task": "chat"} for prompt in PROMPTS]
+    arguments = trl.GRPOConfig(
+        output_dir=str(tmp_path), use_cpu=True, bf16=False, report_to="none", save_strategy="no", logging_steps=1,
+        per_device_train_batch_size=4, num_generations=2, max_completion_length=8, max_steps=2, disable_tqdm=True,
+    )  # fmt: skip
+    trainer = trl.GRPOTrainer(
+        AutoModelForCausalLM.from_pretrained(tiny_judge), reward_funcs=judge, args=arguments,
+        train_dataset=Dataset.from_list(rows), processing_class=judge.engine.tokenizer,
+    )  # fmt: skip
+    trainer.train()
+    means = [entry["rewards/patarm_judge/mean"] for entry in trainer.state.log_history if "loss" in entry]
+    assert len(means) == 2 and all(0 <= mean <= 10 for mean in means)
