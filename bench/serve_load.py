@@ -25,9 +25,11 @@ from random import Random
 import httpx
 import numpy as np
 
+from kernels.philox import stream_seed
 from rollout.families import DecoderConfig
 from rollout.judge import Judge
 from rollout.params import SamplingParams
+from rollout.questions import Question
 from rollout.server_text import without_stop
 from trainer.machine import machine
 from trainer.run_folder import write_text
@@ -100,38 +102,36 @@ def run_serve_load(num_clients: int, seconds: float, out: Path | None) -> dict:
 
 def _asks(judge: Judge) -> list[Ask]:
     """Chats and completions, whole and streamed, scores and comparisons, with their replies of the engine offline."""
-    asks, tokenizer = [], judge.engine.tokenizer
-    for number in range(_NUM_REQUESTS):
-        rng = Random(number)
-        text = " ".join(rng.choices(_WORDS, k=rng.randint(1, 30)))
-        params = SamplingParams(
-            n=rng.choice([1, 1, 4]), max_tokens=rng.randint(4, 48), temperature=rng.choice([0.0, 0.8, 1.5]),
-            stop=rng.choice([(), ("a",), ("</answer>", "e")]), seed=number,
-        )  # fmt: skip
-        if number % 4 < 2:
-            is_chat = bool(rng.getrandbits(1))
-            messages = [{"role": "user", "content": text}]
-            context = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-            (completions,) = judge.engine.generate([context if is_chat else text], params)
-            body = {
-                "n": params.n, "max_tokens": params.max_tokens, "temperature": params.temperature,
-                "stop": list(params.stop), "seed": number, "stream": bool(number % 4),
-            }  # fmt: skip
-            path = "/v1/chat/completions" if is_chat else "/v1/completions"
-            body |= {"messages": messages} if is_chat else {"prompt": text}
-            asks.append(Ask(path, body, [without_stop(completion, params.stop) for completion in completions]))
-            continue
-        voting = replace(judge, num_votes=params.n, seed=number)
-        body = {"prompt": "Say something.", "n": params.n, "seed": number}
-        if number % 4 == 2:
-            (judged,) = voting.judgments(["Say something."], [text])
-            asks.append(Ask("/score", body | {"response": text}, judged.record()))
-        else:
-            method = rng.choice(["mean", "pairwise"])
-            (compared,) = voting.comparisons(["Say something."], [text], [text[::-1]], method=method)
-            body |= {"response_a": text, "response_b": text[::-1], "method": method}
-            asks.append(Ask("/compare", body, compared.record()))
-    return asks
+    paths, bodies, questions = zip(*(_question(judge, number) for number in range(_NUM_REQUESTS)))
+    answers = (answer if isinstance(answer, list) else answer.record() for answer in judge.answers(questions))
+    return [Ask(*ask) for ask in zip(paths, bodies, answers, strict=True)]
+
+
+def _question(judge: Judge, number: int) -> tuple[str, dict, Question]:
+    """A request's path and body, and how it is put to the engine."""
+    rng, tokenizer = Random(number), judge.engine.tokenizer
+    text = " ".join(rng.choices(_WORDS, k=rng.randint(1, 30)))
+    params = SamplingParams(
+        n=rng.choice([1, 1, 4]), max_tokens=rng.randint(4, 48), temperature=rng.choice([0.0, 0.8, 1.5]),
+        stop=rng.choice([(), ("a",), ("</answer>", "e")]), seed=stream_seed(number, 0),
+    )  # fmt: skip
+    body = {"n": params.n, "seed": number}
+    if number % 4 < 2:
+        body |= {"max_tokens": params.max_tokens, "temperature": params.temperature, "stop": list(params.stop)}
+        body |= {"stream": bool(number % 4)}
+        path, context, prompt = "/v1/completions", text, {"prompt": text}
+        if rng.getrandbits(1):
+            path, prompt = "/v1/chat/completions", {"messages": [{"role": "user", "content": text}]}
+            context = tokenizer.apply_chat_template(prompt["messages"], add_generation_prompt=True, tokenize=False)
+        token_ids = tokenizer.encode(context, add_special_tokens=False)
+        texts = Question([token_ids], [params], lambda c: [without_stop(one, params.stop) for one in c[0]])
+        return path, body | prompt, texts
+    judge, body = replace(judge, num_votes=params.n, seed=number), body | {"prompt": "Say something."}
+    if number % 4 == 2:
+        return "/score", body | {"response": text}, judge.ask("Say something.", text, "chat")
+    method, other = rng.choice(["mean", "pairwise"]), text[::-1]
+    body |= {"response_a": text, "response_b": other, "method": method}
+    return "/compare", body, judge.ask_to_compare("Say something.", text, other, "chat", method)
 
 
 @contextmanager

@@ -230,9 +230,11 @@ class Judge:
             raise ValueError(
                 f"{name}: the context has {len(context)} tokens; the model's limit, with a judgment, is {limit}"
             )
-        max_tokens = min(self.max_completion_tokens, limit - len(context))
+        max_tokens, grammar = min(self.max_completion_tokens, limit - len(context)), self.grammars.get(kind)
+        if grammar is not None and (least := grammar.shortest(grammar.start)) > max_tokens:
+            raise ValueError(f"{name}: there is room for {max_tokens} tokens; a well-formed judgment takes {least}")
         params = judgment_params(self.num_votes, max_tokens, self.temperature, "ask", self.seed, *context)
-        return replace(params, grammar=self.grammars.get(kind))
+        return replace(params, grammar=grammar)
 
 
 def _each(task: Tasks, num: int) -> Sequence[str]:

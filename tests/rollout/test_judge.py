@@ -11,6 +11,7 @@ from patarm_core.prompts import Message
 from patarm_core.rubrics import default_rubrics
 from patarm_core.voting import mean_score
 from rollout.contexts import ContextBuilder, PromptConfig
+from rollout.grammar import JudgmentGrammar
 from rollout.judge import Judge, Unanswered
 from tests import models
 from tests.fake_engine import FakeEngine
@@ -108,6 +109,15 @@ def test_a_judgment_takes_what_room_the_context_leaves(judge):
     (params,) = wide.ask(PROMPTS[0], RESPONSES[0], "chat").params
     (context,) = wide.ask(PROMPTS[0], RESPONSES[0], "chat").contexts
     assert len(context) + params.max_tokens == judge.engine.decoder.config.max_position_embeddings
+
+
+def test_where_a_well_formed_judgment_has_no_room_there_is_none(judge):
+    V = judge.engine.decoder.config.vocab_size
+    grammar = JudgmentGrammar(judge.engine.tokenizer, V, "primary", "score")
+    strict = replace(judge, grammars={"score": grammar}, temperature=2.0)
+    assert strict.judgments(PROMPTS[:1], RESPONSES[:1])[0].errors == [None] * 4
+    (item,) = replace(strict, max_completion_tokens=3).judgments(PROMPTS[:1], RESPONSES[:1])
+    assert item.problem.startswith("item 0: there is room for 3 tokens; a well-formed judgment takes ")
 
 
 def test_settings_that_cannot_be_are_refused(judge):
