@@ -28,6 +28,7 @@ from rollout.scheduler import Chunk, Sample, Step
 BLOCK = 64  # positions; products with up to 128 of them are added up in one way
 QUERIES = 4  # products of multiples of this are rounded alike
 _READ_IN_PLACE = 0.5  # share of a run of pages that has to be wanted
+_READ_APART = 64  # shared blocks that rows rather read one by one: fewer operations, and little memory
 
 
 @dataclass(slots=True)
@@ -45,8 +46,8 @@ class _Reading:
 class _Groups:
     """Decoding rows of one context stand side by side. Its whole blocks are read by the group, the rest by each row."""
 
-    row_GS: Tensor  # a group's rows; at empty places any
-    place_R: Tensor  # of each row among the G · S
+    row_GKS: Tensor  # among rows × key heads, R·K; at empty places any. S·Q is a multiple of four
+    place_RK: Tensor  # of each row among places × key heads, G·K·S; the one after the last where it has none
     reading: _Reading
 
 
@@ -61,10 +62,18 @@ class _Part:
 
 
 class BlockAttention:
-    """The `attend` of one step: writes its keys and values, then lets each token see those up to itself."""
+    """The `attend` of one step: writes its keys and values, then lets each token see those up to itself.
 
-    def __init__(self, cache: KvCache, step: Step, tables: np.ndarray, page_T: Tensor, slot_T: Tensor) -> None:
+    Args:
+        tables: of the scheduler.
+        heads: (query heads, key/value heads).
+    """
+
+    def __init__(
+        self, cache: KvCache, step: Step, tables: np.ndarray, page_T: Tensor, slot_T: Tensor, heads: tuple[int, int]
+    ) -> None:
         self._cache, self._page_T, self._slot_T = cache, page_T, slot_T
+        self._num_keys, self._num_queries = heads[1], heads[0] // heads[1]
         self._pages_per_block = BLOCK // cache.page_size
         self._num_rows = len(step.rows)
         if step.rows:
@@ -93,41 +102,63 @@ class BlockAttention:
 
     def _plan_rows(self, rows: list[Sample], tables: np.ndarray) -> None:
         first_R = np.array([sample.first_block for sample in rows])
+        is_apart = 0 < first_R.sum() <= _READ_APART
+        if is_apart:
+            table_RM = self._whole_tables(rows, tables)
+            first_R[:] = 0
+        else:
+            table_RM = tables[[sample.row for sample in rows]]
         last_R = np.array([sample.own_start + sample.num_computed for sample in rows]) - first_R * BLOCK
         num_blocks_R = last_R // BLOCK + 1
         order_R = np.argsort(-num_blocks_R, kind="stable")
-        table_RM = tables[np.array([sample.row for sample in rows])[order_R]]
-        self._order_R = torch.from_numpy(order_R)
-        self._own = self._reading(table_RM, num_blocks_R[order_R], last_R[order_R])
+        self._order_R, self._inverse_R = (torch.from_numpy(x_R) for x_R in (order_R, np.argsort(order_R)))
+        # Pages that several rows read cannot be read in place, once for each.
+        self._own = self._reading(table_RM[order_R], num_blocks_R[order_R], last_R[order_R], in_place=not is_apart)
+        self._groups = self._plan_groups([rows[row] for row in order_R], first_R[order_R])
 
+    def _whole_tables(self, rows: list[Sample], tables: np.ndarray) -> np.ndarray:
+        """Pages from position 0 on."""
+        P = self._cache.page_size
+        num_pages = -(-max(s.own_start + s.num_computed + 1 for s in rows) // BLOCK) * self._pages_per_block
+        table_RM = np.zeros((len(rows), num_pages), dtype=np.int64)
+        for row, sample in enumerate(rows):
+            num_shared = sample.first_block * self._pages_per_block
+            table_RM[row, :num_shared] = sample.request.node.table(P)[:num_shared]
+            table_RM[row, num_shared:] = tables[sample.row, : num_pages - num_shared]
+        return table_RM
+
+    def _plan_groups(self, rows: list[Sample], first_R: np.ndarray) -> _Groups | None:
         groups: dict[int, list[int]] = defaultdict(list)
-        for place, row in enumerate(order_R):
+        for row, sample in enumerate(rows):
             if first_R[row]:
-                groups[id(rows[row].request.node)].append(place)
-        self._groups = None
+                groups[id(sample.request.node)].append(row)
         if not groups:
-            return
-        members = sorted(groups.values(), key=lambda places: -first_R[order_R[places[0]]])
-        num_blocks_G = np.array([first_R[order_R[places[0]]] for places in members])
-        row_GS = np.zeros((len(members), max(map(len, members))), dtype=np.int64)
-        place_R = np.full(len(rows), -1)
+            return None
+        members = sorted(groups.values(), key=lambda members: -first_R[members[0]])
+        num_blocks_G = np.array([first_R[rows_of_group[0]] for rows_of_group in members])
+        S = max(map(len, members))
+        while S * self._num_queries % QUERIES:
+            S += 1
+        K = np.arange(self._num_keys)
+        row_GKS = np.zeros((len(members), len(K), S), dtype=np.int64)
+        place_RK = np.full((len(rows), len(K)), row_GKS.size)
         table_GM = np.zeros((len(members), num_blocks_G[0] * self._pages_per_block), dtype=np.int64)
-        for group, places in enumerate(members):
-            row_GS[group, : len(places)] = places
-            place_R[places] = group * row_GS.shape[1] + np.arange(len(places))
-            table = rows[order_R[places[0]]].request.node.table(self._cache.page_size)
+        for group, rows_of_group in enumerate(members):
+            row_GKS[group, :, : len(rows_of_group)] = np.array(rows_of_group) * len(K) + K[:, None]
+            place_RK[rows_of_group] = (group * len(K) + K) * S + np.arange(len(rows_of_group))[:, None]
             num_pages = num_blocks_G[group] * self._pages_per_block
-            table_GM[group, :num_pages] = table[:num_pages]
-        # Rows without shared blocks have no place; the one after the last stands for it.
-        place_R[place_R < 0] = row_GS.size
-        reading = self._reading(table_GM, num_blocks_G, None)
-        self._groups = _Groups(torch.from_numpy(row_GS), torch.from_numpy(place_R), reading)
+            table_GM[group, :num_pages] = rows[rows_of_group[0]].request.node.table(self._cache.page_size)[:num_pages]
+        reading = self._reading(table_GM, num_blocks_G, None, in_place=False)
+        return _Groups(torch.from_numpy(row_GKS), torch.from_numpy(place_RK), reading)
 
-    def _reading(self, table_BM: np.ndarray, num_blocks_B: np.ndarray, last_B: np.ndarray | None) -> _Reading:
+    def _reading(
+        self, table_BM: np.ndarray, num_blocks_B: np.ndarray, last_B: np.ndarray | None, in_place: bool
+    ) -> _Reading:
         """
         Args:
             table_BM: pages of each reader, the ones with the most blocks first.
             last_B: the last position that is there, counted from a reader's first block; all of them if None.
+            in_place: pages may be read where they lie, with what is between them; each has one reader.
         """
         n, O = self._pages_per_block, int(num_blocks_B[0])
         reader_N = np.concatenate([np.arange((num_blocks_B > block).sum()) for block in range(O)])
@@ -136,7 +167,7 @@ class BlockAttention:
         place_N = np.arange(len(reader_N))
         pages, size = torch.from_numpy(page_Nn.reshape(-1)), len(reader_N)
         low, high = page_Nn.min(), page_Nn.max() + 1
-        if n == 1 and last_B is not None and len(page_Nn) >= _READ_IN_PLACE * (high - low):
+        if in_place and n == 1 and len(page_Nn) >= _READ_IN_PLACE * (high - low):
             place_N = page_Nn[:, 0] - low
             pages, size = slice(int(low), int(high)), high - low
         place_BO = np.full((len(num_blocks_B), O), size)
@@ -169,22 +200,20 @@ class BlockAttention:
     def _attend_rows(self, q_RKQC: Tensor, keys_NKPC: Tensor, values_NKPC: Tensor) -> Tensor:
         R, K, Q, C = q_RKQC.shape
         num_padding = -Q % QUERIES
-        q_RKQC = q_RKQC[self._order_R]
+        q_RKQC = q_RKQC.index_select(0, self._order_R)
         q_RKMC = F.pad(q_RKQC, (0, 0, 0, num_padding)) if num_padding else q_RKQC
         score_NKMX, largest_RKM1 = self._scores(q_RKMC, self._own, keys_NKPC)
-        sum_RKM1, o_RKMC = torch.zeros_like(largest_RKM1), torch.zeros_like(q_RKMC)
-        if self._groups is not None:
-            row_GS, place_R, reading = self._groups.row_GS, self._groups.place_R, self._groups.reading
-            G, S = row_GS.shape
+        if self._groups is None:
+            sum_RKM1, o_RKMC = torch.zeros_like(largest_RKM1), torch.zeros_like(q_RKMC)
+        else:
+            row_GKS, place_RK, reading = self._groups.row_GKS, self._groups.place_RK, self._groups.reading
 
             def to_groups(x_RKQY: Tensor) -> Tensor:
-                x_GKMY = x_RKQY[row_GS].transpose(1, 2).flatten(2, 3)
-                return F.pad(x_GKMY, (0, 0, 0, -S * Q % QUERIES))
+                return x_RKQY.flatten(0, 1)[row_GKS].flatten(2, 3)
 
             def to_rows(x_GKMY: Tensor, without: float) -> Tensor:
-                x_ZKQY = x_GKMY[:, :, : S * Q].unflatten(2, (S, Q)).transpose(1, 2).flatten(0, 1)
-                x_ZKQY = F.pad(x_ZKQY, (0, 0, 0, num_padding, 0, 0, 0, 1), value=without)
-                return x_ZKQY[place_R]
+                x_ZQY = x_GKMY.view(row_GKS.numel(), Q, -1)
+                return F.pad(x_ZQY, (0, 0, 0, num_padding, 0, 1), value=without)[place_RK]
 
             q_GKMC = to_groups(q_RKQC)
             shared_score_NKMX, largest_GKM1 = self._scores(q_GKMC, reading, keys_NKPC)
@@ -194,8 +223,7 @@ class BlockAttention:
             self._add(shared_score_NKMX, largest_GKM1, reading, values_NKPC, sum_GKM1, o_GKMC)
             sum_RKM1, o_RKMC = to_rows(sum_GKM1, 0.0), to_rows(o_GKMC, 0.0)
         self._add(score_NKMX, largest_RKM1, self._own, values_NKPC, sum_RKM1, o_RKMC)
-        o_RKQC = (o_RKMC / sum_RKM1)[:, :, :Q]
-        return torch.empty_like(o_RKQC).index_copy_(0, self._order_R, o_RKQC)
+        return (o_RKMC / sum_RKM1)[:, :, :Q].index_select(0, self._inverse_R)
 
     def _scores(self, q_BKMC: Tensor, reading: _Reading, keys_NKPC: Tensor) -> tuple[Tensor, Tensor]:
         """score_NKMX, and each query's largest one, [B, K, M, 1]."""

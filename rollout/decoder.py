@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kernels.matmul import linear
 from rollout.families import DecoderConfig
 from rollout.rope import apply_rotary, rotary_tables
 
@@ -46,16 +47,21 @@ class RMSNorm(nn.Module):
         return self.weight * x32.to(x.dtype)
 
 
+class Linear(nn.Linear):
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        return linear(x_BTD, self.weight, self.bias)
+
+
 class SelfAttention(nn.Module):
     def __init__(self, config: DecoderConfig, layer: int) -> None:
         super().__init__()
         D, C = config.hidden_size, config.head_dim
         self.layer, self.head_dim = layer, C
         has_bias = config.family.has_qkv_bias
-        self.q_proj = nn.Linear(D, config.num_attention_heads * C, bias=has_bias)
-        self.k_proj = nn.Linear(D, config.num_key_value_heads * C, bias=has_bias)
-        self.v_proj = nn.Linear(D, config.num_key_value_heads * C, bias=has_bias)
-        self.o_proj = nn.Linear(config.num_attention_heads * C, D, bias=False)
+        self.q_proj = Linear(D, config.num_attention_heads * C, bias=has_bias)
+        self.k_proj = Linear(D, config.num_key_value_heads * C, bias=has_bias)
+        self.v_proj = Linear(D, config.num_key_value_heads * C, bias=has_bias)
+        self.o_proj = Linear(config.num_attention_heads * C, D, bias=False)
         has_norm = config.family.has_qk_norm
         self.q_norm = RMSNorm(C, config.rms_norm_eps) if has_norm else nn.Identity()
         self.k_norm = RMSNorm(C, config.rms_norm_eps) if has_norm else nn.Identity()
@@ -71,9 +77,9 @@ class SelfAttention(nn.Module):
 class FeedForward(nn.Module):
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.gate_proj = Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         return self.down_proj(F.silu(self.gate_proj(x_BTD)) * self.up_proj(x_BTD))

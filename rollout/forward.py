@@ -1,6 +1,6 @@
 """Runs a step: tokens in, keys and values written, one token drawn for each sample that is due.
 
-    T tokens of a step   B samples that draw   D model width   V vocabulary
+T tokens of a step   B samples that draw   D model width   V vocabulary
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ class Runner:
         self._decoder, self._cache, self._scheduler = decoder, cache, scheduler
         self._device = next(decoder.parameters()).device
         self._batch_invariant, self._is_paged = batch_invariant, is_paged
+        self._heads = decoder.config.num_attention_heads, decoder.config.num_key_value_heads
         self._multiple = 1
         if batch_invariant:
             self._multiple = ROWS if self._device.type == "cpu" else scheduler.max_step_tokens
@@ -74,7 +75,7 @@ class Runner:
         if self._is_paged:
             attend = PagedAttention(self._cache, step, self._scheduler, page_T, slot_T, self._batch_invariant)
         else:
-            attend = BlockAttention(self._cache, step, self._scheduler.tables, page_T, slot_T)
+            attend = BlockAttention(self._cache, step, self._scheduler.tables, page_T, slot_T, self._heads)
 
         def readout(hidden_1TD: Tensor, head_VD: Tensor) -> Drawn:
             if not samples:

@@ -102,7 +102,9 @@ class Judge:
             settings["grammars"] = {kind: JudgmentGrammar(engine.tokenizer, V, rubrics, kind) for kind in kinds}
         return cls(engine=engine, contexts=contexts, **settings)
 
-    def score(self, prompts: Sequence[Prompt], responses: Sequence[Response], task: Tasks = "chat") -> list:
+    def score(
+        self, prompts: Sequence[Prompt], responses: Sequence[Response], task: Tasks = "chat"
+    ) -> list[float | None]:
         """The mean score of each response as a float, and None (never 0) for one without any valid score.
 
         Args:

@@ -1,11 +1,11 @@
 """Keys and values in pages: [layers, 2, N, K, P, C] in one tensor.
 
-    N pages   K key/value heads   P tokens of a page   C head width   T tokens of a step
+N pages   K key/value heads   P tokens of a page   C head width   T tokens of a step
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from math import prod
 
 import numpy as np
@@ -56,9 +56,9 @@ class KvCache:
     def is_acquired(self) -> bool:
         return self._pages_L2NKPC is not None
 
-    def copy(self, pages: Sequence[tuple[int, int]]) -> None:
-        """Copies whole pages, (from, to), all of them read before any is written."""
-        source, target = torch.tensor(pages, device=self._device).T
+    def copy(self, source_of: Mapping[int, int]) -> None:
+        """Copies whole pages, all of them read before any is written."""
+        target, source = torch.tensor(list(source_of.items()), device=self._device).T
         self._pages_L2NKPC[:, :, target] = self._pages_L2NKPC[:, :, source]
 
     def layer(self, layer: int) -> tuple[Tensor, Tensor]:

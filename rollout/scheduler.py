@@ -98,7 +98,9 @@ class Step:
 
     rows: list[Sample] = field(default_factory=list)
     chunks: list[Chunk] = field(default_factory=list)
-    copies: list[tuple[int, int]] = field(default_factory=list)  # (from, to) pages, before anything is written
+    # Pages to copy before anything is written, by where to: one that a sample took and gave back with its place in the
+    # step is another's now.
+    copies: dict[int, int] = field(default_factory=dict)
 
     @property
     def num_tokens(self) -> int:
@@ -165,8 +167,8 @@ class Scheduler:
 
     @property
     def wants_more(self) -> bool:
-        """Whether another request would start at once."""
-        return not self.waiting and sum(request.num_open for request in self.admitted) < self.max_rows
+        """Whether there are rows for more samples than those of the requests that are here."""
+        return sum(request.num_open for request in (*self.admitted, *self.waiting)) < self.max_rows
 
     def plan(self) -> Step:
         """The next step, its pages taken. Without tokens only if there is no work."""
@@ -206,6 +208,8 @@ class Scheduler:
         request.num_open -= 1
         if request.is_finished:
             self._dismiss(request)
+            if self._alone is request:
+                self._alone = None
         return request.is_finished
 
     def cancel(self, request: Request) -> None:
@@ -213,6 +217,8 @@ class Scheduler:
         if request.is_finished or request.is_cancelled:
             return
         request.is_cancelled = True
+        if self._alone is request:
+            self._alone = None
         for sample in [sample for sample in self.running if sample.request is request]:
             self._stop(sample)
         if request.node is not None:
@@ -249,14 +255,12 @@ class Scheduler:
             insort(self.admitted, request, key=lambda request: request.number)
 
     def _start_samples(self) -> None:
-        is_behind = False  # an older request still waits for its context
         for request in self.admitted:
-            is_behind |= not request.node.is_complete
-            while request.waiting and request.node.is_complete and self._free_rows:
+            if not request.node.is_complete:
+                return  # younger ones could take its rows, pages and tokens of a step for good
+            while request.waiting and self._free_rows:
                 sample = request.waiting[0]
-                # One that gave way starts again only when it takes nothing from those that it gave way to.
-                num_pages = self.pool.num_for(sample.num_own) + 1
-                if self.running and (num_pages > self._num_available() or (is_behind and sample.token_ids)):
+                if self.running and self.pool.num_for(sample.num_own) + 1 > self._num_available():
                     return
                 request.waiting.popleft()
                 self._start(sample)
@@ -335,8 +339,7 @@ class Scheduler:
             node.pages.append(self.pool.hold(node.parent.table(P)[node.start // P]))
         first = node.start // P
         return all(
-            self._make_writable(step, node, number - first, request, None)
-            for number in range(start // P, -(-end // P))
+            self._make_writable(step, node, number - first, request, None) for number in range(start // P, -(-end // P))
         )
 
     def _make_writable(
@@ -351,7 +354,7 @@ class Scheduler:
         if index == len(holder.pages):
             holder.pages.append(page)
         else:
-            step.copies.append((holder.pages[index], page))
+            step.copies[page] = holder.pages[index]
             self.pool.release(holder.pages[index])
             holder.pages[index] = page
         return True
@@ -400,8 +403,6 @@ class Scheduler:
         self.admitted.remove(request)
         self.tree.leave(request.node)
         request.node = None
-        if self._alone is request and (request.is_finished or request.is_cancelled):
-            self._alone = None
 
     def holders(self) -> Iterator[Node | Sample]:
         """Everything that holds pages, for tests."""

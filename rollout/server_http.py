@@ -35,7 +35,7 @@ class Reply:
     """Answers one request, with a whole body or with server-sent events. `status` is None until it begins."""
 
     def __init__(self, send: Send) -> None:
-        self._send = send
+        self._send, self._is_streaming = send, False
         self.status: int | None = None
 
     async def json(self, value: dict, status: int = 200, headers: Headers = ()) -> None:
@@ -49,6 +49,7 @@ class Reply:
     async def event(self, value: dict | str) -> None:
         """One event of a stream, which begins with the first."""
         if self.status is None:
+            self._is_streaming = True
             await self._start(
                 200, (("content-type", "text/event-stream; charset=utf-8"), ("cache-control", "no-cache"))
             )
@@ -57,12 +58,15 @@ class Reply:
 
     async def end(self) -> None:
         """The end of a stream."""
+        self._is_streaming = False
         await self._send({"type": "http.response.body"})
 
     async def fail(self, error: ApiError) -> None:
-        """Tells an error: as the reply, or as the last event of a stream that has begun."""
+        """Tells an error: as the reply, or as the last event of a stream. A whole reply under way stays as it is."""
         if self.status is None:
             await self.json(error.body, error.status, error.headers)
+            return
+        if not self._is_streaming:
             return
         try:
             async with asyncio.timeout(_FAREWELL_S):

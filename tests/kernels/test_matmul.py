@@ -5,8 +5,9 @@ B rows   D model width   V vocabulary
 
 import pytest
 import torch
+import torch.nn.functional as F
 
-from kernels.matmul import addmm_, float32_logits
+from kernels.matmul import addmm_, float32_logits, linear
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 
@@ -32,6 +33,34 @@ def test_products_are_added_to_float32(dtype, beta):
     addmm_(out_BV, hidden_BD, weight_VD.T, beta=beta, alpha=0.5)
     right_BV = 3.0 * beta + 0.5 * (hidden_BD.double() @ weight_VD.double().T)
     assert (out_BV - right_BV).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("shape", [(12, 100), (3, 4, 256), (1, 16, 320), (128, 96)])
+def test_few_rows_have_the_bits_of_many(shape):
+    generator = torch.Generator().manual_seed(1)
+    x_BD, weight_ND = torch.randn(shape, generator=generator), torch.randn(333, shape[-1], generator=generator)
+    many_BD = torch.cat([x_BD.flatten(0, -2), torch.randn(188, shape[-1], generator=generator)])
+    with torch.no_grad():
+        y_BN = linear(x_BD, weight_ND)
+        assert torch.equal(y_BN.flatten(0, -2), F.linear(many_BD, weight_ND)[: len(y_BN.flatten(0, -2))])
+    assert y_BN.shape == (*shape[:-1], 333) and y_BN.is_contiguous()
+
+
+@pytest.mark.parametrize("rows", [1, 11, 16, 129])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_linear_is_torchs(rows, dtype):
+    generator = torch.Generator().manual_seed(2)
+    x_BD, weight_ND, bias_N = (
+        torch.randn(shape, generator=generator).to(dtype) for shape in ((rows, 64), (40, 64), 40)
+    )
+    with torch.no_grad():
+        assert torch.equal(linear(x_BD, weight_ND, bias_N), F.linear(x_BD, weight_ND, bias_N))
+        torch.testing.assert_close(linear(x_BD, weight_ND), F.linear(x_BD, weight_ND))
+    weight_ND.requires_grad_()
+    linear(x_BD, weight_ND).square().sum().backward()
+    grad_ND, weight_ND.grad = weight_ND.grad, None
+    F.linear(x_BD, weight_ND).square().sum().backward()
+    assert torch.equal(grad_ND, weight_ND.grad)
 
 
 @pytest.mark.gpu
