@@ -39,7 +39,7 @@ class Contender(Protocol):
 
 
 class Ours:
-    """One request per context, with as many samples as the work asks for."""
+    """One request per sample, since a request has one limit for all of its samples; the engine shares their context."""
 
     settings: ClassVar = {"": {}}
 
@@ -48,16 +48,15 @@ class Ours:
         self.counts: dict[str, int] = {}  # of the latest run
 
     def run(self, work: Work, is_greedy: bool = False) -> Written:
+        contexts = [context for context, lengths in zip(work.contexts, work.lengths, strict=True) for _ in lengths]
         params = [
-            SamplingParams(n=len(lengths), max_tokens=max(lengths), temperature=0.0 if is_greedy else 1.0, seed=i)
-            if len(set(lengths)) == 1
-            else SamplingParams(n=len(lengths), max_tokens=max(lengths), max_tokens_per_sample=lengths, seed=i)
-            for i, lengths in enumerate(work.lengths)
+            SamplingParams(max_tokens=length, temperature=0.0 if is_greedy else 1.0, seed=seed)
+            for seed, length in enumerate(length for lengths in work.lengths for length in lengths)
         ]
         before = self._counts()
-        finished = self._engine.generate(work.contexts, params)
+        finished = iter(self._engine.generate(contexts, params))
         self.counts = {name: count - before[name] for name, count in self._counts().items()}
-        return [[completion.token_ids for completion in completions] for completions in finished]
+        return [[next(finished)[0].token_ids for _ in lengths] for lengths in work.lengths]
 
     def _counts(self) -> dict[str, int]:
         counts = self._engine.stats.counts

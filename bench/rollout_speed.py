@@ -22,7 +22,6 @@ from bench.rollout_peers import CONTENDERS, Contender, Written, check_lengths, v
 from bench.rollout_tables import decoding_table, tables
 from bench.rollout_workload import Work, judge_contexts, judging, static
 from rollout.decoder import Decoder, DecoderConfig, init_weights_
-from rollout.params import SamplingParams
 from trainer.machine import machine
 from trainer.run_folder import write_text
 
@@ -70,8 +69,6 @@ def run_rollout_speed(
     if shorten > min(map(len, contexts)):
         raise ValueError(f"--shorten {shorten}: the shortest context has {min(map(len, contexts))} tokens")
     works = [judging(contexts, num_rollouts, shorten, _V), static(64, 512 // shorten, 256 // shorten, _V)]
-    if "max_tokens_per_sample" not in SamplingParams.__dataclass_fields__:
-        works = works[1:]  # ours cannot be held to a length of each sample
     names = [name for name in CONTENDERS if name == "ours" or not only or name in only]
     setting = {
         "machine": machine(), "peers": versions(), "pairs": num_pairs, "rollouts": num_rollouts, "repeats": repeats,

@@ -18,13 +18,10 @@ from bench.rollout_speed import measure, prepare
 from bench.rollout_tables import decoding_table, tables
 from bench.rollout_workload import Work, folded, judge_contexts, judging, num_shared, rmbench_pairs, static
 from rollout.decoder import DecoderConfig
-from rollout.params import SamplingParams
 from tests.models import config, random_decoder
 
 V = 96
 PEERS = [name for name in CONTENDERS if name != "ours"]
-HAS_LENGTHS = "max_tokens_per_sample" in SamplingParams.__dataclass_fields__
-needs_lengths = pytest.mark.skipif(not HAS_LENGTHS, reason="the engine takes no length of each sample")
 tokens = st.integers(0, 151_935)
 token_lists = st.lists(tokens, min_size=8, max_size=40)
 
@@ -128,7 +125,7 @@ SHARED = list(range(40, 60))
 UNEVEN = Work("", [[*SHARED, *range(k)] for k in (1, 3, 3, 9)], [(5, 1, 9), (2, 2, 2), (1, 12, 3), (4, 7, 6)])
 
 
-@pytest.mark.parametrize("name", [pytest.param("ours", marks=needs_lengths), *PEERS])
+@pytest.mark.parametrize("name", list(CONTENDERS))
 def test_every_engine_writes_the_lengths_that_it_is_given(name, engines):
     if name not in engines:
         pytest.skip("not installed")
@@ -300,7 +297,7 @@ def test_the_command_writes_what_it_prints(tmp_path, monkeypatch, capsys):
     assert text in capsys.readouterr().out
     found = json.loads((tmp_path / "rollout.json").read_text())
     assert found["repeats"] == 2 and found["peers"]["transformers"][0].isdigit() and "commit" in found["machine"]
-    assert [record["workload"] for record in found["records"]] == ["judging", "static"][not HAS_LENGTHS :]
+    assert [record["workload"] for record in found["records"]] == ["judging", "static"]
     for record in found["records"]:
         assert list(record["engines"]) == ["ours", "generate"]
         assert all(len(engine["s"]) == 2 and engine["error"] is None for engine in record["engines"].values())
