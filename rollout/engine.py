@@ -101,6 +101,7 @@ class Engine:
             decoder, self._cache, self._scheduler,
             batch_invariant=self.batch_invariant, is_paged=is_paged, graphs=self.config.cuda_graphs,
         )  # fmt: skip
+        self._parameters = [module._parameters for module in decoder.modules() if module._parameters]
         self._weights = self._weights_version()
 
     @classmethod
@@ -317,5 +318,5 @@ class Engine:
         return self.config.max_rows if fixed else self.config.max_step_tokens
 
     def _weights_version(self) -> int:
-        """Grows whenever a parameter is written to."""
-        return sum(parameter._version for parameter in self.decoder.parameters())
+        """Another number whenever a parameter is written to, or another one takes its place."""
+        return sum(x._version + id(x) for parameters in self._parameters for x in parameters.values() if x is not None)

@@ -10,8 +10,9 @@ the kernel too: what a row computes there depends on its own tokens and prefix a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.bias import causal_lower_right
 
-from kernels.jit import next_power_of_2
+from kernels.jit import cdiv, next_power_of_2
 from kernels.linear_sample import linear_sample
 from kernels.paged_attention import SharedPrefix, paged_attention
 from kernels.settings import Draw
@@ -31,19 +32,122 @@ INVARIANT_GROUP = 16  # siblings of a query tile, where its shape must not depen
 
 
 @dataclass(frozen=True, slots=True)
-class _Row:
-    prefix: Sequence[int]  # pages, read by consecutive rows with the same object
-    own: Sequence[int]  # pages behind the prefix
-    num_own: int  # tokens
+class Rows:
+    """What each row reads: the pages of a prefix that it shares with its neighbours, and pages behind it."""
+
+    table_BM: np.ndarray
+    length_B: np.ndarray  # tokens behind the prefix
+    start_G: list[int]  # the first row of each group
+    prefixes: list[Sequence[int]]  # pages, of each group
+
+    @property
+    def largest(self) -> int:
+        """Rows of a group, at most."""
+        return int(np.diff([*self.start_G, len(self.length_B)]).max())
+
+
+def decoding_rows(samples: Sequence[Sample], scheduler: Scheduler) -> Rows:
+    P, nodes, start_G, prefixes = scheduler.pool.page_size, None, [], []
+    for b, sample in enumerate(samples):
+        if sample.request.node is not nodes:
+            nodes = sample.request.node
+            start_G.append(b)
+            prefixes.append(nodes.table(P)[: sample.first_block])
+    place_3B = np.array([(s.row, s.own_start + s.num_computed + 1, s.first_block) for s in samples]).T
+    length_B = place_3B[1] - place_3B[2] * scheduler.block_size
+    return Rows(scheduler.tables[place_3B[0], : cdiv(int(length_B.max()), P)], length_B, start_G, prefixes)
+
+
+def chunk_rows(chunk: Chunk, scheduler: Scheduler) -> Rows:
+    """A sample's tokens are read as when they were decoded first; a context's tokens share nothing."""
+    num_shared = chunk.holder.first_block if isinstance(chunk.holder, Sample) else 0
+    length_B = chunk.start - num_shared * scheduler.block_size + np.arange(1, len(chunk.tokens) + 1)
+    table_BM = np.tile(np.array(chunk.table[num_shared:]), (len(length_B), 1))
+    return Rows(table_BM, length_B, list(range(len(length_B))), [chunk.table[:num_shared]] * len(length_B))
+
+
+def joined(parts: Sequence[Rows]) -> Rows:
+    width = max(part.table_BM.shape[1] for part in parts)
+    tables = [np.pad(part.table_BM, ((0, 0), (0, width - part.table_BM.shape[1]))) for part in parts]
+    firsts = np.cumsum([0, *(len(part.length_B) for part in parts)])
+    return Rows(
+        np.concatenate(tables),
+        np.concatenate([part.length_B for part in parts]),
+        [first + start for first, part in zip(firsts.tolist(), parts, strict=False) for start in part.start_G],
+        [prefix for part in parts for prefix in part.prefixes],
+    )
 
 
 @dataclass(slots=True)
 class RowTables:
-    """What `paged_attention` takes, on the device. Rows and groups that only fill up have no tokens."""
+    """What `paged_attention` takes. Rows and groups that only fill up have no tokens."""
 
     table_BM: Tensor
     length_B: Tensor
     prefix: SharedPrefix
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        prefix = self.prefix
+        return self.table_BM, self.length_B, prefix.table_GL, prefix.length_G, prefix.row_start_G1
+
+    def to(self, device: torch.device) -> RowTables:
+        table_BM, length_B, *prefix = (x.to(device) for x in self.tensors)
+        return RowTables(table_BM, length_B, SharedPrefix(*prefix, self.prefix.max_rows))
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """Of tables that are filled up: for a graph, whose shapes cannot change."""
+
+    B: int
+    M: int
+    G: int
+    L: int
+    group: int  # rows of a group, at most
+
+    @classmethod
+    def of(cls, rows: Rows, group: int | None = None) -> Sizes:
+        """Just as large as they are.
+
+        Args:
+            group: rows of a group, at most; as many as share a prefix if None.
+        """
+        longest, num_groups = max(1, *map(len, rows.prefixes)), len(_starts(rows, group or len(rows.length_B)))
+        return cls(len(rows.length_B), rows.table_BM.shape[1], num_groups, longest, group or rows.largest)
+
+    @classmethod
+    def rounded(cls, rows: Rows) -> Sizes:
+        """Sizes that many steps share, so that few graphs are recorded; what fills up is skipped by the kernels."""
+        few = cls.of(rows)
+        B = max(8, next_power_of_2(few.B)) if few.B <= 64 else cdiv(few.B, 32) * 32
+        M, L = (max(8, 4 ** cdiv(next_power_of_2(pages).bit_length() - 1, 2)) for pages in (few.M, few.L))
+        return cls(B, M, B, L, max(8, next_power_of_2(few.group)))  # groups enough for rows that share nothing
+
+
+def _starts(rows: Rows, most: int) -> list[tuple[int, Sequence[int]]]:
+    """(first row, prefix) of the groups, of at most `most` rows each."""
+    ends = [*rows.start_G[1:], len(rows.length_B)]
+    return [
+        (b, prefix)
+        for start, end, prefix in zip(rows.start_G, ends, rows.prefixes, strict=True)
+        for b in range(start, end, most)
+    ]
+
+
+def host_tables(rows: Rows, page_size: int, sizes: Sizes) -> RowTables:
+    """The tables of `rows`, filled up to `sizes`."""
+    (B, M), starts = rows.table_BM.shape, _starts(rows, sizes.group)
+    table_BM, length_B = np.zeros((sizes.B, sizes.M), dtype=np.int32), np.zeros(sizes.B, dtype=np.int32)
+    table_GL, length_G = np.zeros((sizes.G, sizes.L), dtype=np.int32), np.zeros(sizes.G, dtype=np.int32)
+    table_BM[:B, :M], length_B[:B] = rows.table_BM, rows.length_B
+    for g, (_, prefix) in enumerate(starts):
+        table_GL[g, : len(prefix)], length_G[g] = prefix, len(prefix) * page_size
+    starts = [*(b for b, _ in starts), *range(B, sizes.B, sizes.group)]
+    row_start_G1 = np.full(sizes.G + 1, sizes.B, dtype=np.int32)
+    row_start_G1[: len(starts)] = starts
+    tensors = (torch.from_numpy(x) for x in (table_GL, length_G, row_start_G1))
+    return RowTables(torch.from_numpy(table_BM), torch.from_numpy(length_B), SharedPrefix(*tensors, sizes.group))
 
 
 class PagedAttention:
@@ -53,20 +157,21 @@ class PagedAttention:
         self, cache: KvCache, step: Step, scheduler: Scheduler, page_T: Tensor, slot_T: Tensor, batch_invariant: bool
     ) -> None:
         self._cache, self._page_T, self._slot_T = cache, page_T, slot_T
-        rows = list(_decoding_rows(step.rows, scheduler))
+        parts = [decoding_rows(step.rows, scheduler)] if step.rows else []
         self._chunks: list[tuple[int, Chunk]] = []
         if batch_invariant:
-            for chunk in step.chunks:
-                rows += _chunk_rows(chunk, scheduler)
+            parts += [chunk_rows(chunk, scheduler) for chunk in step.chunks]
         else:
-            first = len(rows)
+            first = len(step.rows)
             for chunk in step.chunks:
                 self._chunks.append((first, chunk))
                 first += len(chunk.tokens)
-        self._num_rows = len(rows)
-        group = INVARIANT_GROUP if batch_invariant else None
-        tables = host_tables(rows, cache.page_size, group) if rows else None
-        self._tables = on_device(tables, page_T.device) if rows else None
+        self._num_rows, self._tables = 0, None
+        if parts:
+            rows = joined(parts)
+            self._num_rows = len(rows.length_B)
+            sizes = Sizes.of(rows, INVARIANT_GROUP if batch_invariant else None)
+            self._tables = host_tables(rows, cache.page_size, sizes).to(page_T.device)
 
     def __call__(self, layer: int, q_1THC: Tensor, k_1TKC: Tensor, v_1TKC: Tensor) -> Tensor:
         self._cache.write(layer, self._page_T, self._slot_T, k_1TKC[0], v_1TKC[0])
@@ -93,88 +198,6 @@ class PagedAttention:
 def _paged(q_BHC: Tensor, keys_NKPC: Tensor, values_NKPC: Tensor, tables: RowTables) -> Tensor:
     pages = keys_NKPC.transpose(1, 2), values_NKPC.transpose(1, 2)
     return paged_attention(q_BHC, *pages, tables.table_BM, tables.length_B, prefix=tables.prefix, check=False)
-
-
-def _decoding_rows(samples: Sequence[Sample], scheduler: Scheduler) -> Iterator[_Row]:
-    node, prefix = None, []
-    for sample in samples:
-        if sample.request.node is not node:
-            node = sample.request.node
-            prefix = node.table(scheduler.pool.page_size)[: sample.first_block]
-        num_own = sample.own_start + sample.num_computed + 1 - sample.first_block * scheduler.block_size
-        yield _Row(prefix, scheduler.tables[sample.row, : scheduler.pool.num_for(num_own)], num_own)
-
-
-def _chunk_rows(chunk: Chunk, scheduler: Scheduler) -> Iterator[_Row]:
-    """A sample's tokens are read as when they were decoded first; a context's tokens share nothing."""
-    num_shared = chunk.holder.first_block if isinstance(chunk.holder, Sample) else 0
-    start = chunk.start - num_shared * scheduler.block_size
-    for token in range(len(chunk.tokens)):
-        num_own = start + token + 1
-        own = chunk.table[num_shared : num_shared + scheduler.pool.num_for(num_own)]
-        yield _Row(chunk.table[:num_shared], own, num_own)
-
-
-@dataclass(frozen=True, slots=True)
-class Sizes:
-    """Of tables that are filled up: for a graph, whose shapes cannot change."""
-
-    B: int
-    M: int
-    L: int
-    group: int  # rows of a group, at most
-
-    @classmethod
-    def for_rows(cls, rows: Sequence[_Row], multiple: int) -> Sizes:
-        """Sizes that many steps share."""
-        starts = _group_starts(rows, len(rows))
-        largest = max(end - start for start, end in zip(starts, [*starts[1:], len(rows)], strict=True))
-        B = next_power_of_2(len(rows)) if len(rows) <= multiple else -(-len(rows) // multiple) * multiple
-        own, prefix = max(len(row.own) for row in rows), max(len(row.prefix) for row in rows)
-        return cls(B, next_power_of_2(own), next_power_of_2(max(1, prefix)), next_power_of_2(largest))
-
-
-def _group_starts(rows: Sequence[_Row], most: int) -> list[int]:
-    """Where rows begin that do not share the prefix of the row before, or of which `most` do."""
-    starts: list[int] = []
-    for b, row in enumerate(rows):
-        if not starts or row.prefix is not rows[b - 1].prefix or b - starts[-1] == most:
-            starts.append(b)
-    return starts
-
-
-def host_tables(rows: Sequence[_Row], page_size: int, group_size: int | None, sizes: Sizes | None = None) -> RowTables:
-    """
-    Args:
-        group_size: rows of a group, at most; as many as share a prefix if None.
-        sizes: what to fill up to.
-    """
-    starts = _group_starts(rows, group_size or len(rows))
-    if sizes is None:
-        largest = max(end - start for start, end in zip(starts, [*starts[1:], len(rows)], strict=True))
-        most_pages = max(1, *(len(row.prefix) for row in rows)), max(len(row.own) for row in rows)
-        sizes = Sizes(len(rows), most_pages[1], most_pages[0], group_size or largest)
-        num_groups = len(starts)
-    else:
-        num_groups = sizes.B  # enough for rows that share nothing, and for those that fill up
-    table_BM, length_B = np.zeros((sizes.B, sizes.M), dtype=np.int32), np.zeros(sizes.B, dtype=np.int32)
-    table_GL, length_G = np.zeros((num_groups, sizes.L), dtype=np.int32), np.zeros(num_groups, dtype=np.int32)
-    for b, row in enumerate(rows):
-        table_BM[b, : len(row.own)], length_B[b] = row.own, row.num_own
-    for g, start in enumerate(starts):
-        prefix = rows[start].prefix
-        table_GL[g, : len(prefix)], length_G[g] = prefix, len(prefix) * page_size
-    starts = [*starts, *range(len(rows), sizes.B, sizes.group)]
-    row_start_G1 = np.full(num_groups + 1, sizes.B, dtype=np.int32)
-    row_start_G1[: len(starts)] = starts
-    tensors = (torch.from_numpy(x) for x in (table_GL, length_G, row_start_G1))
-    return RowTables(torch.from_numpy(table_BM), torch.from_numpy(length_B), SharedPrefix(*tensors, sizes.group))
-
-
-def on_device(tables: RowTables, device: torch.device) -> RowTables:
-    prefix = tables.prefix
-    moved = (x.to(device) for x in (prefix.table_GL, prefix.length_G, prefix.row_start_G1))
-    return RowTables(tables.table_BM.to(device), tables.length_B.to(device), SharedPrefix(*moved, prefix.max_rows))
 
 
 class DecodeGraphs:
@@ -204,18 +227,17 @@ class DecodeGraphs:
 
     def run(self, step: Step, token_T: np.ndarray, position_T: np.ndarray, page_T: np.ndarray) -> Draw:
         """What the step's rows draw; rows behind them fill up."""
-        rows = list(_decoding_rows(step.rows, self._scheduler))
-        sizes = Sizes.for_rows(rows, 16)
+        rows = decoding_rows(step.rows, self._scheduler)
+        sizes = Sizes.rounded(rows)
         temperature = step.rows[0].request.params.temperature
-        tables = host_tables(rows, self._cache.page_size, None, sizes)
+        tables = host_tables(rows, self._cache.page_size, sizes)
         words = [
             np.array([of(sample) for sample in step.rows], dtype=np.uint64).view(np.int64)
             for of in (lambda s: s.request.params.seed, lambda s: s.index, lambda s: len(s.token_ids))
         ]
         columns = [torch.from_numpy(x) for x in (token_T, position_T, page_T, *words)]
         if (sizes, temperature) not in self._recorded:
-            column_6B = torch.zeros(6, sizes.B, dtype=torch.int64, device=self._device)
-            inputs = _Inputs(on_device(tables, self._device), column_6B)
+            inputs = _Inputs(sizes, self._device)
             inputs.fill(tables, columns)
             self._recorded[sizes, temperature] = inputs, self._record(inputs, temperature)
         inputs, replay = self._recorded[sizes, temperature]
@@ -255,23 +277,26 @@ class DecodeGraphs:
         return replay
 
 
-@dataclass(slots=True)
 class _Inputs:
-    """A graph's inputs. Columns: token, position, page; seed, sample and position of the draw."""
+    """A graph's inputs, one piece of memory, so that one copy brings them all.
 
-    tables: RowTables
-    column_6B: Tensor
+    Columns: token, position, page; seed, sample and position of the draw.
+    """
+
+    def __init__(self, sizes: Sizes, device: torch.device) -> None:
+        shapes = (sizes.B, sizes.M), (sizes.B,), (sizes.G, sizes.L), (sizes.G,), (sizes.G + 1,)
+        parts = [12 * sizes.B, *map(prod, shapes)]  # in words of 32 bits
+        self._on_device = torch.zeros(sum(parts), dtype=torch.int32, device=device)
+        self._on_host = torch.zeros(sum(parts), dtype=torch.int32, pin_memory=device.type == "cuda")
+        columns, *tables = self._on_device.split(parts)
+        self.column_6B = columns.view(torch.int64).view(6, sizes.B)
+        table_BM, length_B, *prefix = (x.view(shape) for x, shape in zip(tables, shapes, strict=True))
+        self.tables = RowTables(table_BM, length_B, SharedPrefix(*prefix, sizes.group))
 
     def fill(self, tables: RowTables, columns: list[Tensor]) -> None:
-        ours, theirs = self.tables, tables
-        pairs = [(ours.table_BM, theirs.table_BM), (ours.length_B, theirs.length_B)]
-        pairs += [
-            (getattr(ours.prefix, name), getattr(theirs.prefix, name))
-            for name in ("table_GL", "length_G", "row_start_G1")
-        ]
+        """The step before has ended: its draws are on the host."""
         column_6B = torch.zeros(self.column_6B.shape, dtype=torch.int64)  # what fills up writes to page 0
         for column_B, x_B in zip(column_6B, columns, strict=True):
             column_B[: len(x_B)] = x_B
-        pairs.append((self.column_6B, column_6B))
-        for mine, new in pairs:
-            mine.copy_(new.pin_memory() if mine.is_cuda else new, non_blocking=True)
+        torch.cat([x.view(torch.int32).flatten() for x in (column_6B, *tables.tensors)], out=self._on_host)
+        self._on_device.copy_(self._on_host, non_blocking=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import insort
+import heapq
 
 
 class PagePool:
@@ -15,20 +15,26 @@ class PagePool:
         if num_pages < 2:
             raise ValueError(f"num_pages={num_pages} must be at least 2: page 0 is for padding")
         self.page_size, self.num_pages = page_size, num_pages
-        self._free = list(range(1, num_pages))  # in order
         self._count = [0] * num_pages
-
-    @property
-    def num_free(self) -> int:
-        return len(self._free)
+        self.num_free = num_pages - 1
+        # Free pages from both ends. One that was taken from the other end lies in a heap until it comes up.
+        self._first, self._last = list(range(1, num_pages)), list(range(1 - num_pages, 0))
+        self._is_in_first, self._is_in_last = bytearray([1]) * num_pages, bytearray([1]) * num_pages
 
     def take(self, is_context: bool = False) -> int:
         """A free page, held once: of contexts the last one, of samples the first one.
 
         So the pages of running samples lie close together, and can be read in place.
         """
-        page = self._free.pop(-1 if is_context else 0)
+        assert self.num_free, "no page is free"
+        heap, is_in = (self._last, self._is_in_last) if is_context else (self._first, self._is_in_first)
+        while True:
+            page = abs(heapq.heappop(heap))
+            is_in[page] = 0
+            if not self._count[page]:
+                break
         self._count[page] = 1
+        self.num_free -= 1
         return page
 
     def hold(self, page: int) -> int:
@@ -40,8 +46,14 @@ class PagePool:
     def release(self, page: int) -> None:
         assert self._count[page] > 0, f"page {page} is released more often than held"
         self._count[page] -= 1
-        if not self._count[page]:
-            insort(self._free, page)
+        if self._count[page]:
+            return
+        self.num_free += 1
+        if not self._is_in_first[page]:
+            heapq.heappush(self._first, page)
+        if not self._is_in_last[page]:
+            heapq.heappush(self._last, -page)
+        self._is_in_first[page] = self._is_in_last[page] = 1
 
     def is_shared(self, page: int) -> bool:
         return self._count[page] > 1

@@ -28,7 +28,7 @@ class Sample:
 
     __slots__ = (
         "completion", "drawn_logprobs", "entropies", "first_block", "grammar_state", "index", "logprobs",
-        "num_computed", "pages", "request", "row", "token_ids",
+        "num_computed", "num_covered", "own_start", "pages", "request", "row", "token_ids",
     )  # fmt: skip
 
     def __init__(self, request: Request, index: int) -> None:
@@ -42,12 +42,9 @@ class Sample:
         self.row = -1  # of the block table, while it runs
         self.first_block = 0  # the table's first entry is that block of positions
         self.pages: list[int] = []  # from page number own_start // page_size on
+        self.own_start = len(request.context) - 1  # position of the context's last token
         self.num_computed = 0  # own tokens whose keys and values are there
-
-    @property
-    def own_start(self) -> int:
-        """Position of the context's last token."""
-        return len(self.request.context) - 1
+        self.num_covered = 0  # own tokens for which there are pages, its own alone
 
     @property
     def num_own(self) -> int:
@@ -284,6 +281,9 @@ class Scheduler:
         for sample in list(self.running):
             if sample.row < 0:
                 continue  # gave way to an older one just now
+            if sample.num_computed == len(sample.token_ids) < sample.num_covered:
+                step.rows.append(sample)  # as below, for most of the samples of most steps
+                continue
             num_new = min(sample.num_own - sample.num_computed, 1 + budget)
             start = sample.own_start + sample.num_computed
             if not self._cover_sample(step, sample, start, start + num_new):
@@ -331,6 +331,7 @@ class Scheduler:
             if self._make_writable(step, sample, number - first, sample.request, sample) is False:
                 return False
             self.tables[sample.row, number - column] = sample.pages[number - first]
+        sample.num_covered = -(-end // P) * P - sample.own_start
         return True
 
     def _cover_node(self, step: Step, request: Request, node: Node, start: int, end: int) -> bool:
@@ -384,7 +385,7 @@ class Scheduler:
         for page in sample.pages:
             self.pool.release(page)
         sample.pages = []
-        sample.num_computed = 0
+        sample.num_computed = sample.num_covered = 0
         self._free_rows.append(sample.row)
         sample.row = -1
         self.running.remove(sample)
