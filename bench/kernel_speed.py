@@ -77,6 +77,18 @@ class CpuMeter:
         return peak
 
 
+def kernel_us(run: Callable[[], object]) -> float | None:
+    """Microseconds that kernels and copies of one stream take on a GPU; None if none are seen."""
+    if not torch.cuda.is_available():
+        return None
+    torch.cuda.synchronize()
+    with profile(activities=[ProfilerActivity.CUDA]) as record:
+        run()
+        torch.cuda.synchronize()
+    events = [e for e in record.events() if e.device_type == DeviceType.CUDA and not e.is_user_annotation]
+    return sum(event.time_range.elapsed_us() for event in events) or None
+
+
 class GpuMeter:
     def time_ms(self, form: Form) -> float:
         """The median by events, the L2 cache flushed before each run."""
@@ -87,12 +99,7 @@ class GpuMeter:
         times = []
         for _ in range(3):
             flush.zero_()
-            torch.cuda.synchronize()
-            with profile(activities=[ProfilerActivity.CUDA]) as record:
-                form()
-                torch.cuda.synchronize()
-            events = [e for e in record.events() if e.device_type == DeviceType.CUDA and not e.is_user_annotation]
-            times.append(sum(event.time_range.elapsed_us() for event in events))
+            times.append(kernel_us(form) or 0)
         return median(times) / 1e3 or None
 
     def peak_bytes(self, form: Form) -> int:

@@ -96,7 +96,7 @@ def run_rollout_speed(
             report()  # what is known so far
         del engines, decoder
     for model in large:
-        decoding += rollout_gpu.measure_decoding(model, repeats)
+        decoding += rollout_gpu.measure_decoding(model, repeats, only)
         report()
     print(report())
     return records

@@ -58,14 +58,16 @@ def decoding_table(records: list[dict]) -> str:
     if not records:
         return ""
     head = ["model", "samples", "context", "engine", "first token s", "tok/s", "ms a step", "floor ms", "% of it"]
-    lines = ["| " + " | ".join(head) + " |", "|---|---:|---:|---|" + "---:|" * 5]
+    head.append("outside the GPU")
+    lines = ["| " + " | ".join(head) + " |", "|---|---:|---:|---|" + "---:|" * 6]
     for r in records:
         cells = [r["model"], f"{r['num_samples']}", f"{r['context']:,}", r["engine"]]
         if error := r.get("error"):
-            cells += [error, "-", "-", "-", "-"]
+            cells += [error, *"-----"]
         else:
             steps = f"{1e3 * r['step_s']:.2f} ({1e3 * r['least_step_s']:.2f}-{1e3 * r['most_step_s']:.2f})"
             cells += [f"{r['first_s']:.2f}", f"{r['tok_per_s']:,.0f}", steps]
             cells += [f"{1e3 * r['floor_s']:.2f}", f"{r['of_floor']:.0%}"]
+            cells.append("-" if r["outside"] is None else f"{r['outside']:.0%}")
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(["", "", "### decoding", "", *lines])

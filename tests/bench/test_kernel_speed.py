@@ -367,6 +367,7 @@ def test_time_in_kernels_is_that_of_the_device_alone(monkeypatch):
 
     monkeypatch.setattr(kernel_speed, "profile", Profile)
     monkeypatch.setattr(torch, "empty", lambda *_, **__: torch.zeros(1))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     assert GpuMeter().kernels_ms(dict) == 0.042
     assert GpuMeter().kernels_ms(dict) is None

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from bench import rollout_gpu, rollout_speed
 from bench.main import main
-from bench.rollout_peers import CONTENDERS, Generate, Ours, check_lengths
+from bench.rollout_peers import CONTENDERS, Generate, check_lengths
 from bench.rollout_speed import measure, prepare
 from bench.rollout_tables import decoding_table, tables
 from bench.rollout_workload import Work, folded, judge_contexts, judging, num_shared, rmbench_pairs, static
@@ -251,8 +251,8 @@ def test_a_step_reads_weights_once_and_contexts_once_per_group():
         vocab_size=100, hidden_size=10, intermediate_size=20, num_hidden_layers=3, num_attention_heads=2,
         num_key_value_heads=1, head_dim=4,
     )  # fmt: skip
-    steps = rollout_gpu._NUM_STEPS
-    own = 16 * sum(range(1, steps + 1)) / steps  # of 16 samples, on average over the steps
+    first = 1 + rollout_gpu._NUM_WARM
+    own = 16 * sum(range(first, first + rollout_gpu._NUM_STEPS + 1)) / (rollout_gpu._NUM_STEPS + 1)  # on average
     wanted = 2 * (shape.num_parameters - 1000) + 2 * (2 * 3 * 4) * (2 * 50 + own)
     assert rollout_gpu.bytes_per_step(shape, 16, 50) == pytest.approx(wanted)
 
@@ -264,24 +264,28 @@ def test_large_shapes_are_those_of_qwen3(name, billions):
 
 def test_the_table_of_decoding_says_what_did_not_fit():
     case = {"model": "8b", "num_samples": 256, "context": 4096}
-    times = {"first_s": 3.2, "step_s": 0.02, "least_step_s": 0.019, "most_step_s": 0.03, "tok_per_s": 12_800}
+    times = {"first_s": 3.2, "step_s": 0.02, "least_step_s": 0.019, "most_step_s": 0.03}
     text = decoding_table(
         [
-            case | {"engine": "ours", "floor_s": 0.01, "of_floor": 0.5} | times,
+            case | {"engine": "ours", "tok_per_s": 12_800, "floor_s": 0.01, "of_floor": 0.5, "outside": 0.07} | times,
             case | {"engine": "generate", "error": "out of memory"},
         ]
     )
-    assert "| 8b | 256 | 4,096 | ours | 3.20 | 12,800 | 20.00 (19.00-30.00) | 10.00 | 50% |" in text
-    assert "| 8b | 256 | 4,096 | generate | out of memory | - | - | - | - |" in text
+    assert "| 8b | 256 | 4,096 | ours | 3.20 | 12,800 | 20.00 (19.00-30.00) | 10.00 | 50% | 7% |" in text
+    assert "| 8b | 256 | 4,096 | generate | out of memory | - | - | - | - | - |" in text
     assert decoding_table([]) == ""
 
 
-def test_decoding_is_timed_by_what_comes_after_the_first_token(decoder, monkeypatch):
+@pytest.mark.parametrize("name", rollout_gpu.ENGINES)
+def test_decoding_is_timed_once_all_samples_decode(name, decoder, monkeypatch):
     monkeypatch.setattr(rollout_gpu, "_NUM_STEPS", 4)
-    monkeypatch.setattr(rollout_gpu, "_NUM_SAMPLES", 2)
     monkeypatch.setattr(rollout_gpu.torch.cuda, "synchronize", lambda: None)
-    found = rollout_gpu.timed(Ours(decoder).run, static(2, 12, 1, V), 2, V)
-    assert found["first_s"] > 0 and found["tok_per_s"] == pytest.approx(4 / found["step_s"])
+    make, _ = rollout_gpu.ENGINES[name]
+    record = rollout_gpu._measured(make(decoder), decoder.config, (16, 12), 2, 1e9)
+    assert record["first_s"] > 0 and record["least_step_s"] <= record["step_s"] <= record["most_step_s"]
+    assert record["tok_per_s"] == pytest.approx(16 / record["step_s"])
+    floor_s = rollout_gpu.bytes_per_step(decoder.config, 16, 12) / 1e9
+    assert record["of_floor"] == pytest.approx(floor_s / record["step_s"])
 
 
 # The command
