@@ -21,8 +21,8 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 
 from kernels.check import check_dtype, check_shapes, check_token_ids
 from kernels.jit import ARCHITECTURES, INTERPRETED, architecture, cdiv, jit, next_power_of_2, tl, triton
-from kernels.linear_sample import MAX_ELEMENTS, ROWS
-from kernels.matmul import addmm_, float32_logits
+from kernels.linear_sample import MAX_ELEMENTS
+from kernels.matmul import ROWS, addmm_, float32_logits
 from kernels.sample import RowStatistics
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)

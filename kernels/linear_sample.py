@@ -34,11 +34,10 @@ from kernels.draw import (
     weights_kernel,
 )
 from kernels.jit import INTERPRETED, architecture, cdiv, jit, next_power_of_2, tl
-from kernels.matmul import float32_logits
+from kernels.matmul import ROWS, float32_logits
 from kernels.sample import _sample_cpu, _sample_triton, checked, merge_kernel, sample_ref, store_kernel
 from kernels.settings import Draw, Noise, PerRow, Settings, Words, check_rows, uploaded
 
-ROWS = 16  # products of fewer than 12 rows round in other ways on a CPU
 MAX_ELEMENTS = 1 << 22  # logits at a time on a CPU, in multiples of ROWS rows
 
 
@@ -81,7 +80,7 @@ def linear_sample(
     """Draws one token per row from softmax(hidden · weightᵀ), tempered and filtered as `sample` says.
 
     Given equal logits the token is that of `sample` to the bit; logits themselves are rounded sums, which differ
-    between machines (and on a CPU between less than 16 rows and more).
+    between machines (and on a CPU with the number of rows, unless `PackedWeights` are in use).
 
     Args:
         hidden_BD, weight_VD: of one floating dtype, on one device.

@@ -2,11 +2,11 @@
 
 One forward pass runs a flat list of tokens: one of every sample that decodes, and parts of contexts that are still to
 be filled in (`Scheduler`). What a request is batched with never changes its noise, which is counter-based. With
-`batch_invariant` (on a CPU by default) it does not change its arithmetic either: products have a multiple of `ROWS`
-rows, and attention goes by blocks of positions (`BlockAttention`). So in float32 tokens and log-probabilities are the
-same bits, whatever the batch, the order of requests, the size of chunks and pages, and however often a sample has
-given way to others. (With more than two threads, elementwise functions may round the ends of their shares differently,
-in the last bit.)
+`batch_invariant` (on a CPU by default) it does not change its arithmetic either: products have rows that do not depend
+on one another (`PackedWeights`), and attention goes by blocks of positions (`BlockAttention`). So in float32 tokens and
+log-probabilities are the same bits, whatever the batch, the order of requests, the size of chunks and pages, and
+however often a sample has given way to others. (With more than two threads, elementwise functions may round the ends of
+their shares differently, in the last bit.)
 
     B samples that draw in a step
 """
@@ -204,6 +204,7 @@ class Engine:
         """One forward pass. Returns the requests that it finished."""
         if self._weights != (version := self._weights_version()):
             self._scheduler.forget()
+            self._runner.forget_weights()
             self._weights = version
         step = self._scheduler.plan()
         if not step.num_tokens:

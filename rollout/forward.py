@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kernels.linear_sample import ROWS, linear_sample
-from kernels.matmul import float32_logits
+from kernels.linear_sample import linear_sample
+from kernels.matmul import ROWS, PackedWeights, float32_logits
 from kernels.sample import sample as sample_logits
 from kernels.settings import Draw
 from rollout.block_attention import BlockAttention
@@ -21,6 +21,8 @@ from rollout.decoder import Decoder
 from rollout.kv_cache import KvCache
 from rollout.paged_rows import DecodeGraphs, PagedAttention
 from rollout.scheduler import Sample, Scheduler, Step
+
+_FEW = 64  # tokens of a step
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,7 @@ class Runner:
         self._multiple = 1
         if batch_invariant:
             self._multiple = ROWS if self._device.type == "cpu" else scheduler.max_step_tokens
+        self._packed = PackedWeights()
         self._graphs = DecodeGraphs(decoder, cache, scheduler) if graphs and is_paged and not batch_invariant else None
 
     def release(self) -> None:
@@ -61,6 +64,11 @@ class Runner:
         if self._graphs is not None:
             self._graphs.clear()
         self._cache.release()
+        self.forget_weights()
+
+    def forget_weights(self) -> None:
+        """What was made of weights that have changed."""
+        self._packed.clear()
 
     def run(self, step: Step) -> Drawn:
         """Tokens for the samples that `Scheduler.commit` will return, in that order."""
@@ -82,7 +90,8 @@ class Runner:
                 return Drawn(np.zeros(0, dtype=np.int64), *(np.zeros(0, dtype=np.float32) for _ in range(3)))
             return _draw(hidden_1TD[0, self._upload(self._padded(last_B))], head_VD, samples)
 
-        return self._decoder(token_T[None], position_T[None], attend, readout)
+        with self._packed.in_use():
+            return self._decoder(token_T[None], position_T[None], attend, readout)
 
     def _tokens(self, step: Step) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """(token, position, page, slot) of the step's rows and then of its chunks; padding writes to page 0."""
@@ -113,8 +122,9 @@ class Runner:
         return np.array(last_B, dtype=np.int64), samples
 
     def _padded(self, x_T: np.ndarray) -> np.ndarray:
-        """Filled up with its first entry."""
-        return np.pad(x_T, (0, -len(x_T) % self._multiple), constant_values=x_T[0])
+        """Filled up with its first entry. Few lengths are better than short ones: see `PackedWeights`."""
+        multiple = self._multiple if len(x_T) <= _FEW else max(self._multiple, 16)
+        return np.pad(x_T, (0, -len(x_T) % multiple), constant_values=x_T[0])
 
     def _upload(self, x_T: np.ndarray) -> Tensor:
         tensor = torch.from_numpy(x_T)

@@ -11,6 +11,7 @@ them together), for the tokens of one context and n completions instead of n con
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -19,9 +20,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernels.linear_logprob import linear_logprob
-from kernels.linear_sample import ROWS
+from kernels.matmul import PackedWeights
 from rollout.decoder import Attention, Decoder, causal_attention
 from trainer.exact import exact_attention
+
+_TILE = 16  # positions; matrix products are made of whole tiles
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +93,7 @@ def _cut(group: Group, max_tokens: int) -> list[Group]:
 
 
 def collate(groups: Sequence[Group], device: torch.device) -> MicroBatch:
-    # Whole tiles of matrix products; on a CPU the rows of others would depend on their number.
-    B, L = len(groups), -(-max(group.length for group in groups) // ROWS) * ROWS
+    B, L = len(groups), -(-max(group.length for group in groups) // _TILE) * _TILE
     token_BL = np.zeros((B, L), dtype=np.int64)
     position_BL = np.zeros((B, L), dtype=np.int64)
     segment_BL = np.full((B, L), -1, dtype=np.int64)
@@ -161,4 +163,5 @@ def token_logprobs(decoder: Decoder, batch: MicroBatch, is_exact: bool = False) 
         return linear_logprob(hidden_TD, head_VD, batch.target_T, like_sample=is_exact, check=False)
 
     attention = exact_attention if is_exact else group_attention
-    return decoder(batch.token_BL, batch.position_BL, attention(batch.segment_BL), readout)
+    with PackedWeights().in_use() if is_exact else nullcontext():
+        return decoder(batch.token_BL, batch.position_BL, attention(batch.segment_BL), readout)

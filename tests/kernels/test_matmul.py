@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from kernels.matmul import addmm_, float32_logits, linear
+from kernels.matmul import PackedWeights, addmm_, float32_logits, linear
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 
@@ -35,32 +35,53 @@ def test_products_are_added_to_float32(dtype, beta):
     assert (out_BV - right_BV).abs().max() < 1e-5
 
 
-@pytest.mark.parametrize("shape", [(12, 100), (3, 4, 256), (1, 16, 320), (128, 96)])
-def test_few_rows_have_the_bits_of_many(shape):
+@pytest.mark.parametrize(("N", "D"), [(1, 256), (37, 64), (333, 100), (1000, 48), (96, 1536), (520, 3072)])
+def test_rows_of_packed_weights_do_not_depend_on_one_another(N, D):
     generator = torch.Generator().manual_seed(1)
-    x_BD, weight_ND = torch.randn(shape, generator=generator), torch.randn(333, shape[-1], generator=generator)
-    many_BD = torch.cat([x_BD.flatten(0, -2), torch.randn(188, shape[-1], generator=generator)])
-    with torch.no_grad():
-        y_BN = linear(x_BD, weight_ND)
-        assert torch.equal(y_BN.flatten(0, -2), F.linear(many_BD, weight_ND)[: len(y_BN.flatten(0, -2))])
-    assert y_BN.shape == (*shape[:-1], 333) and y_BN.is_contiguous()
+    x_BD, weight_ND, bias_N = (torch.randn(shape, generator=generator) for shape in ((600, D), (N, D), (N,)))
+    with PackedWeights().in_use(), torch.no_grad():
+        y_BN = linear(x_BD, weight_ND, bias_N)
+        torch.testing.assert_close(y_BN, F.linear(x_BD, weight_ND, bias_N), rtol=1e-4, atol=1e-3)
+        for num in (1, 2, 3, 4, 5, 12, 17, 64, 130, 599):
+            assert torch.equal(linear(x_BD[:num], weight_ND, bias_N), y_BN[:num])
+            assert torch.equal(linear(x_BD[None, -num:], weight_ND, bias_N), y_BN[None, -num:])
 
 
-@pytest.mark.parametrize("rows", [1, 11, 16, 129])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-def test_linear_is_torchs(rows, dtype):
+def test_packed_weights_have_gradients_and_the_same_bits_with_them():
     generator = torch.Generator().manual_seed(2)
-    x_BD, weight_ND, bias_N = (
-        torch.randn(shape, generator=generator).to(dtype) for shape in ((rows, 64), (40, 64), 40)
+    x_BTD, weight_ND, bias_N = (
+        torch.randn(shape, generator=generator, requires_grad=True) for shape in ((2, 7, 64), (40, 64), (40,))
     )
-    with torch.no_grad():
-        assert torch.equal(linear(x_BD, weight_ND, bias_N), F.linear(x_BD, weight_ND, bias_N))
-        torch.testing.assert_close(linear(x_BD, weight_ND), F.linear(x_BD, weight_ND))
-    weight_ND.requires_grad_()
-    linear(x_BD, weight_ND).square().sum().backward()
-    grad_ND, weight_ND.grad = weight_ND.grad, None
-    F.linear(x_BD, weight_ND).square().sum().backward()
-    assert torch.equal(grad_ND, weight_ND.grad)
+    packed = PackedWeights()
+    with packed.in_use():
+        y_BTN = linear(x_BTD, weight_ND, bias_N)
+        with torch.no_grad():
+            assert torch.equal(y_BTN, linear(x_BTD, weight_ND, bias_N))
+    dy_BTN = torch.randn(y_BTN.shape, generator=generator)
+    found = torch.autograd.grad(y_BTN, (x_BTD, weight_ND, bias_N), dy_BTN)
+    wanted = torch.autograd.grad(F.linear(x_BTD, weight_ND, bias_N), (x_BTD, weight_ND, bias_N), dy_BTN)
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-4)
+
+
+def test_packed_weights_follow_what_is_written_to_the_weights():
+    x_BD, weight_ND = torch.randn(4, 16), torch.randn(8, 16)
+    packed = PackedWeights()
+    with packed.in_use(), torch.no_grad():
+        before_BN = linear(x_BD, weight_ND)
+        weight_ND.mul_(2)
+        assert torch.equal(linear(x_BD, weight_ND), 2 * before_BN)
+    assert torch.equal(linear(x_BD, weight_ND), F.linear(x_BD, weight_ND))  # no longer in use
+    packed.clear()
+    with packed.in_use(), torch.no_grad():
+        assert torch.equal(linear(x_BD, weight_ND), 2 * before_BN)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_other_types_are_torchs(dtype):
+    x_BD, weight_ND = torch.randn(4, 16).to(dtype), torch.randn(8, 16).to(dtype)
+    with PackedWeights().in_use():
+        assert torch.equal(linear(x_BD, weight_ND), F.linear(x_BD, weight_ND))
 
 
 @pytest.mark.gpu
