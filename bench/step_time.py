@@ -69,8 +69,7 @@ def _measure(
     for step in tqdm(range(num_steps + 1), desc=f"n = {n}"):
         watch = Stopwatch(here.device)
         engine = replica.refreshed(learner)
-        with watch.phase("rollout_s"):
-            mine = roll_out(engine, replica.contexts, pairs, recipe, step)
+        mine, _ = roll_out(engine, replica.shared, pairs, recipe, step, watch)
         advantage, _ = step_advantages([r for rollout in mine for r in rollout.rewards], len(mine), n, recipe.grpo)
         shared = to_groups(mine, advantage)
         layouts = [("shared", shared), ("flat", [part for group in shared for part in _alone(group)])]

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 
-from patarm_core.judgment import Judgment, parse, read_answer
+from patarm_core.judgment import Judgment, RubricSetting, parse, read_answer
 from patarm_core.pairs import Pair
 from patarm_core.stats import wilson_interval
 from patarm_core.voting import at_n, compare, mean_score
 from rollout.contexts import ContextBuilder
 from rollout.engine import Engine
-from rollout.questions import STOP as STOP  # the trainer's rollouts end alike
+from rollout.params import Completion, SamplingParams
 from rollout.questions import judgment_params
 
 
@@ -37,6 +37,42 @@ class JudgedPair:
         return self.lenient_scores or ([j.score for j in self.chosen], [j.score for j in self.rejected])
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PairSampling:
+    """How both sides of pairs are judged. The noise of a side is named by (stream, source, id, side) alone."""
+
+    n: int  # judgments of each side
+    max_tokens: int
+    temperature: float = 1.0
+    stream: tuple[int | str, ...]
+
+    def requests(self, pair: Pair, contexts: Sequence[list[int]]) -> list[tuple[list[int], SamplingParams]]:
+        """One for each side, given their contexts."""
+        stream = (*self.stream, pair.source, pair.id)
+        return [
+            (context, judgment_params(self.n, self.max_tokens, self.temperature, *stream, side))
+            for side, context in enumerate(contexts)
+        ]
+
+
+def judge_sampling(n: int, seed: int, max_completion_tokens: int, temperature: float = 1.0) -> PairSampling:
+    """Of every evaluation: a pair's judgments depend on (seed, source, id) and the weights alone."""
+    return PairSampling(n=n, max_tokens=max_completion_tokens, temperature=temperature, stream=("judge", seed))
+
+
+def read_strictly(pair: Pair, sides: Sequence[Sequence[Completion]], rubrics: RubricSetting) -> JudgedPair:
+    """A pair as training scores it, from the completions of its two sides."""
+    texts = [[completion.text for completion in side] for side in sides]
+    return JudgedPair(pair, *texts, *([parse(text, rubrics=rubrics) for text in side] for side in texts))
+
+
+def read_leniently(pair: Pair, sides: Sequence[Sequence[Completion]], rubrics: RubricSetting) -> JudgedPair:
+    """A pair as evaluation scores it (METHOD: sec. 3)."""
+    judged = read_strictly(pair, sides, rubrics)
+    scores = tuple([read_answer(text) for text in texts] for texts in (judged.chosen_texts, judged.rejected_texts))
+    return replace(judged, lenient_scores=scores)
+
+
 def judge_pairs(
     engine: Engine,
     contexts: ContextBuilder,
@@ -47,24 +83,13 @@ def judge_pairs(
     temperature: float = 1.0,
     progress: str = "",
 ) -> list[JudgedPair]:
-    """Draws n judgments of both sides of each pair, scored by the lenient reader (METHOD: sec. 3).
-
-    A pair's judgments depend on (seed, source, id) and the weights alone.
-    """
-    token_ids, params = [], []
-    for pair in pairs:
-        for side, context in enumerate(contexts.sides(pair)):
-            token_ids.append(context)
-            stream = ("judge", seed, pair.source, pair.id, side)
-            params.append(judgment_params(n, max_completion_tokens, temperature, *stream))
-    completions = engine.generate(token_ids, params, progress)
-    judged = []
-    for i, pair in enumerate(pairs):
-        chosen, rejected = ([c.text for c in completions[2 * i + side]] for side in (0, 1))
-        judgments = [[parse(text, rubrics=contexts.config.rubrics) for text in texts] for texts in (chosen, rejected)]
-        scores = tuple([read_answer(text) for text in texts] for texts in (chosen, rejected))
-        judged.append(JudgedPair(pair, chosen, rejected, *judgments, scores))
-    return judged
+    """Draws n judgments of both sides of each pair, scored by the lenient reader."""
+    sampling = judge_sampling(n, seed, max_completion_tokens, temperature)
+    requests = [request for pair in pairs for request in sampling.requests(pair, contexts.sides(pair))]
+    completions = engine.generate(*zip(*requests, strict=True), progress) if requests else []
+    return [
+        read_leniently(pair, completions[2 * i : 2 * i + 2], contexts.config.rubrics) for i, pair in enumerate(pairs)
+    ]
 
 
 @dataclass(frozen=True, slots=True)

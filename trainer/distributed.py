@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
+from torch.distributed import distributed_c10d
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
@@ -30,6 +31,11 @@ class World:
     @property
     def is_main(self) -> bool:
         return self.rank == 0
+
+    @property
+    def store(self) -> dist.Store:
+        """The key-value store by which the processes found each other; it lasts as long as the job."""
+        return distributed_c10d._get_default_store()
 
     def sums(self, values: dict[str, float]) -> dict[str, float]:
         """Sums every value over the ranks; all ranks pass the same keys."""

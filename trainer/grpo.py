@@ -9,23 +9,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from eval.pair_accuracy import STOP, JudgedPair, format_rates, pair_accuracy
+from eval.pair_accuracy import JudgedPair, PairSampling, format_rates, pair_accuracy, read_strictly
 from kernels.grpo_loss import grpo_loss
-from kernels.philox import stream_seed
 from patarm_core import advantages
-from patarm_core.judgment import parse
 from patarm_core.pairs import Pair
 from patarm_core.par import total_rewards
 from patarm_core.sampling import PairRandomSampler, flip_sides
-from rollout.contexts import ContextBuilder
 from rollout.engine import Engine
-from rollout.params import Completion, SamplingParams
+from rollout.params import Completion
 from trainer.batches import Group, MicroBatch, token_logprobs
 from trainer.config import GrpoConfig, Recipe
 from trainer.distributed import World
 from trainer.learner import Learner, TokenLossFn, sharded_decoder
 from trainer.replica import JudgeReplica
-from trainer.run_folder import RunFolder
+from trainer.run_folder import RunFolder, Stopwatch
+from trainer.shared_rollout import SharedRollout
 from trainer.stage import count_steps, run_steps
 
 STAGE = "grpo"
@@ -43,29 +41,34 @@ class PairRollout:
 
 
 def roll_out(
-    engine: Engine, contexts: ContextBuilder, pairs: Sequence[Pair], recipe: Recipe, step: int
-) -> list[PairRollout]:
-    """Draws and rewards the judgments of a step's pairs. Noise is named by (run seed, step, pair, side)."""
-    n = recipe.rollout.num_rollouts
-    sides = [contexts.sides(pair) for pair in pairs]
-    params = [
-        SamplingParams(
-            n=n, max_tokens=recipe.rollout.max_completion_tokens, temperature=recipe.rollout.temperature, stop=STOP,
-            seed=stream_seed("rollout", recipe.seed, step, pair.source, pair.id, side),
-        )
-        for pair in pairs
-        for side in (0, 1)
-    ]  # fmt: skip
-    completions = engine.generate([context for pair in sides for context in pair], params)
-    margin_reward = recipe.grpo.margin.build()
-    rollouts = []
-    for i, pair in enumerate(pairs):
-        chosen, rejected = completions[2 * i], completions[2 * i + 1]
-        texts = [[completion.text for completion in side] for side in (chosen, rejected)]
-        judgments = [[parse(text, rubrics=recipe.prompt.rubrics) for text in side] for side in texts]
-        rewards = [reward for side in total_rewards(*judgments, margin_reward=margin_reward) for reward in side]
-        rollouts.append(PairRollout(JudgedPair(pair, *texts, *judgments), sides[i], chosen + rejected, rewards))
-    return rollouts
+    engine: Engine, shared: SharedRollout, pairs: Sequence[Pair], recipe: Recipe, step: int, watch: Stopwatch
+) -> tuple[list[PairRollout], dict[str, float | list[int]]]:
+    """Draws the judgments of a step's pairs, over all ranks, and rewards those of this rank's share.
+
+    Noise is named by (run seed, step, pair, side).
+
+    Returns:
+        The rollouts of this rank's share of the pairs, and metrics of how the pairs were spread over the ranks.
+    """
+    sampling = PairSampling(
+        n=recipe.rollout.num_rollouts, max_tokens=recipe.rollout.max_completion_tokens,
+        temperature=recipe.rollout.temperature, stream=("rollout", recipe.seed, step),
+    )  # fmt: skip
+    with watch.phase("rollout_s"):
+        drawn = shared.draw(engine, pairs, sampling, keep=lambda pair, sides: sides)
+    with watch.phase("wait_s"):
+        spread = shared.wait(drawn)  # for the rank whose rollouts take longest
+    with watch.phase("reward_s"):
+        share = zip(shared.world.share(list(pairs)), drawn.contexts, shared.of_my_share(drawn), strict=True)
+        return [rewarded(pair, contexts, sides, recipe) for pair, contexts, sides in share], spread
+
+
+def rewarded(
+    pair: Pair, contexts: tuple[list[int], list[int]], sides: Sequence[list[Completion]], recipe: Recipe
+) -> PairRollout:
+    judged = read_strictly(pair, sides, recipe.prompt.rubrics)
+    rewards = total_rewards(judged.chosen, judged.rejected, margin_reward=recipe.grpo.margin.build())
+    return PairRollout(judged, contexts, sides[0] + sides[1], rewards[0] + rewards[1])
 
 
 def step_advantages(
@@ -185,10 +188,8 @@ def run_grpo(
         with phase("step_s"):
             with phase("sync_s"):
                 engine = replica.refreshed(learner)
-            with phase("rollout_s"):
-                mine = roll_out(engine, replica.contexts, [pairs[i] for i in step.share], recipe, step.index)
-            with phase("wait_s"):
-                world.gather(None)  # for the rank whose rollouts take longest
+            step_pairs = [pairs[i] for i in sampler.global_step(step.index)]
+            mine, spread = roll_out(engine, replica.shared, step_pairs, recipe, step.index, step.watch)
             with phase("reward_s"):
                 rewards_by_rank = world.gather([reward for rollout in mine for reward in rollout.rewards])
                 rewards = [reward for rank in rewards_by_rank for reward in rank]
@@ -210,7 +211,7 @@ def run_grpo(
                 ]
                 # How far rollout and trainer disagree shows before the first update only.
                 metrics = updates[-1] | {name: value for name, value in updates[0].items() if "gap" in name}
-        metrics |= step_report(mine, world) | lost
+        metrics |= step_report(mine, world) | lost | spread
         metrics["tokens_per_s"] = metrics.pop("num_context_tokens") + metrics["num_tokens"]
         metrics["tokens_per_s"] /= step.watch.seconds["step_s"]
         step.metrics, step.samples = metrics, sample_records(mine, step.index + 1, config.num_sample_pairs)

@@ -7,7 +7,7 @@ from typing import NoReturn
 
 from rollout.mistakes import tell
 
-_PATIENCE_S = 30.0
+PATIENCE_S = 30.0  # of a rank that lets another one tell what is wrong
 
 
 def leave_it_to_rank_0(error: Exception) -> NoReturn:
@@ -16,6 +16,6 @@ def leave_it_to_rank_0(error: Exception) -> NoReturn:
     torchrun stops all processes as soon as one has left, so this one gives rank 0 time to speak, and is stopped then.
     If it is not, the mistake is its own, and it tells it.
     """
-    time.sleep(_PATIENCE_S)
+    time.sleep(PATIENCE_S)
     tell(error)
     raise SystemExit(1)

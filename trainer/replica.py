@@ -7,7 +7,7 @@ from functools import cached_property
 
 import torch
 
-from eval.pair_accuracy import JudgedPair, format_rates, judge_pairs, pair_accuracy
+from eval.pair_accuracy import JudgedPair, format_rates, judge_sampling, pair_accuracy, read_leniently
 from patarm_core.pairs import Pair
 from rollout.contexts import ContextBuilder
 from rollout.decoder import Decoder, DecoderConfig
@@ -15,6 +15,7 @@ from rollout.engine import Engine, EngineConfig
 from trainer.config import Recipe
 from trainer.distributed import World
 from trainer.learner import DTYPES, Learner
+from trainer.shared_rollout import SharedRollout
 
 
 class JudgeReplica:
@@ -25,6 +26,7 @@ class JudgeReplica:
 
     def __init__(self, recipe: Recipe, model_config: DecoderConfig, contexts: ContextBuilder, world: World) -> None:
         self.contexts, self.world = contexts, world
+        self.shared = SharedRollout(contexts, world)
         self._model_config, self._dtype = model_config, DTYPES[recipe.model.dtype]
         self._seed, self._rollout, self._eval = recipe.seed, recipe.rollout, recipe.eval
 
@@ -41,15 +43,14 @@ class JudgeReplica:
         return self._engine
 
     def judge(self, learner: Learner, pairs: Sequence[Pair], n: int, progress: str = "") -> list[JudgedPair]:
-        """n judgments of each side of the pairs, spread over the ranks; every rank gets all of them, in order."""
-        share = judge_pairs(
-            self.refreshed(learner), self.contexts, self.world.share(list(pairs)), n, self._seed,
-            self._rollout.max_completion_tokens, self._eval.temperature, progress if self.world.is_main else "",
-        )  # fmt: skip
-        judged: list = [None] * len(pairs)
-        for rank, items in enumerate(self.world.gather(share)):
-            judged[rank :: self.world.size] = items
-        return judged
+        """n judgments of each side of the pairs, drawn by all ranks; every rank gets all of them, in order."""
+        sampling = judge_sampling(n, self._seed, self._rollout.max_completion_tokens, self._eval.temperature)
+        rubrics = self.contexts.config.rubrics
+        drawn = self.shared.draw(
+            self.refreshed(learner), pairs, sampling, lambda pair, sides: read_leniently(pair, sides, rubrics), progress
+        )
+        self.shared.wait(drawn)
+        return self.shared.of_all_pairs(drawn)
 
     def measure(self, learner: Learner, dev: Sequence[Pair]) -> dict[str, float]:
         """Accuracy, margin and validity on the dev pairs."""

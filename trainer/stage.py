@@ -23,7 +23,7 @@ class Step:
     index: int  # from 0
     share: list[int]  # indices of this rank's items
     watch: Stopwatch
-    metrics: dict[str, float] = field(default_factory=dict)
+    metrics: dict[str, float | list[int]] = field(default_factory=dict)
     samples: list[dict] = field(default_factory=list)  # lines of samples.jsonl
     note: str = ""  # beside the progress bar
 

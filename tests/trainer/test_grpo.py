@@ -7,18 +7,21 @@ import numpy as np
 import pytest
 import torch
 
-from eval.pair_accuracy import STOP
 from patarm_core.judgment import parse
 from patarm_core.pairs import Pair, read_pairs
 from patarm_core.par import constant, total_rewards
 from patarm_core.sampling import flip_sides
 from rollout.contexts import PromptConfig
 from rollout.params import Completion
+from rollout.questions import STOP
 from tests import tiny_runs
 from trainer import grpo
 from trainer.batches import MicroBatch
-from trainer.config import GrpoConfig, MarginConfig
+from trainer.config import GrpoConfig, MarginConfig, Recipe
+from trainer.distributed import World
 from trainer.main import main
+from trainer.run_folder import Stopwatch
+from trainer.shared_rollout import SharedRollout
 
 
 def pair(id: str, chosen: str = "good", rejected: str = "bad") -> Pair:
@@ -44,15 +47,22 @@ class Script:
     def __init__(self, texts: dict[tuple[int, ...], list[str]]) -> None:
         self.texts, self.asked = texts, []
 
-    def generate(self, contexts, params, progress=""):
-        self.asked = list(zip(contexts, params, strict=True))
-        return [
-            [
-                Completion(list(range(len(text))), text, *np.full((3, len(text)), -0.5, np.float32), "stop")
-                for text in self.texts[tuple(context)]
-            ]
-            for context in contexts
-        ]
+    def stream(self, pairs):
+        self.asked = list(pairs)
+        for number, (context, _) in enumerate(self.asked):
+            yield (
+                number,
+                [
+                    Completion(list(range(len(text))), text, *np.full((3, len(text)), -0.5, np.float32), "stop")
+                    for text in self.texts[tuple(context)]
+                ],
+            )
+
+
+def roll_out(engine: Script, pairs: list[Pair], recipe: Recipe, step: int) -> list[grpo.PairRollout]:
+    alone = World(0, 1, torch.device("cpu"), None)
+    shared = SharedRollout(Contexts(), alone)
+    return grpo.roll_out(engine, shared, pairs, recipe, step, Stopwatch(alone.device))[0]
 
 
 TEXTS = {
@@ -66,7 +76,7 @@ RECIPE = {"out": "unused", "rollout.num_rollouts": 4, "grpo.pairs_per_step": 2}
 
 @pytest.fixture
 def rollouts():
-    return grpo.roll_out(Script(TEXTS), Contexts(), [pair("0"), pair("1")], tiny_runs.recipe_of(RECIPE), step=3)
+    return roll_out(Script(TEXTS), [pair("0"), pair("1")], tiny_runs.recipe_of(RECIPE), step=3)
 
 
 def test_rewards_are_par_and_format_of_what_was_written(rollouts):
@@ -88,7 +98,7 @@ def test_rewards_are_total_rewards_of_the_parsed_texts(rollouts):
 
 def test_the_margin_reward_is_the_recipes():
     recipe = tiny_runs.recipe_of(RECIPE | {"grpo.margin.kind": "constant", "grpo.margin.value": 0.5})
-    rollout = grpo.roll_out(Script(TEXTS), Contexts(), [pair("0")], recipe, step=0)[0]
+    rollout = roll_out(Script(TEXTS), [pair("0")], recipe, step=0)[0]
     assert rollout.rewards == [0.5, 0.5, 0.0, -1.5, 0.5, -1.0, 0.0, 0.5]
     assert MarginConfig(kind="constant", value=0.5).build() == constant(0.5)
 
@@ -96,7 +106,7 @@ def test_the_margin_reward_is_the_recipes():
 def test_the_engine_is_asked_for_n_judgments_that_end_with_their_answer():
     engine = Script(TEXTS)
     recipe = tiny_runs.recipe_of(RECIPE | {"rollout.max_completion_tokens": 33})
-    grpo.roll_out(engine, Contexts(), [pair("1"), pair("0")], recipe, step=0)
+    roll_out(engine, [pair("1"), pair("0")], recipe, step=0)
     assert [context for context, _ in engine.asked] == [[1, 1], [2, 1, 0], [1, 0], [2, 0, 0]]
     assert {(p.n, p.max_tokens, p.temperature, p.top_k, p.top_p, p.min_p, p.stop) for _, p in engine.asked} == {
         (4, 33, 1.0, 0, 1.0, 0.0, STOP)
@@ -105,7 +115,7 @@ def test_the_engine_is_asked_for_n_judgments_that_end_with_their_answer():
 
 def seeds(pairs: list[Pair], step: int, **settings: object) -> dict[tuple[str, str, int], int]:
     engine = Script({context: ["x"] for p in pairs for context in map(tuple, Contexts().sides(p))})
-    grpo.roll_out(engine, Contexts(), pairs, tiny_runs.recipe_of(RECIPE | settings), step)
+    roll_out(engine, pairs, tiny_runs.recipe_of(RECIPE | settings), step)
     names = [(p.source, p.id, side) for p in pairs for side in (0, 1)]
     return dict(zip(names, (params.seed for _, params in engine.asked), strict=True))
 
@@ -222,7 +232,7 @@ def test_metrics_split_the_reward_and_count_what_went_wrong(rollouts):
 def test_metrics_of_a_step_without_one_valid_judgment_are_numbers():
     script = Script({(1, 0): ["no"] * 2, (2, 0, 0): ["no"] * 2})
     recipe = tiny_runs.recipe_of(RECIPE | {"rollout.num_rollouts": 2})
-    (rollout,) = grpo.roll_out(script, Contexts(), [pair("0")], recipe, 0)
+    (rollout,) = roll_out(script, [pair("0")], recipe, 0)
     metrics = grpo.rollout_metrics([(rollout.judged, rollout.rewards)])
     assert (metrics["reward"], metrics["reward_par"], metrics["pair_unscored"]) == (-1.5, 0.0, 1.0)
     assert all(math.isfinite(value) for value in metrics.values())
@@ -245,9 +255,7 @@ def test_samples_show_the_first_judgment_of_each_side(rollouts):
 
 def test_a_sample_that_cannot_be_read_says_why():
     script = Script({(1, 0): ["no tags", "x"], (2, 0, 0): [judged("11"), "x"]})
-    rollouts = grpo.roll_out(
-        script, Contexts(), [pair("0")], tiny_runs.recipe_of(RECIPE | {"rollout.num_rollouts": 2}), 0
-    )
+    rollouts = roll_out(script, [pair("0")], tiny_runs.recipe_of(RECIPE | {"rollout.num_rollouts": 2}), 0)
     records = grpo.sample_records(rollouts, 1, 1)
     assert [(r["score"], r["error"], r["reward"]) for r in records] == [(None, "tags", -1.5), (None, "score", -1.0)]
 
@@ -281,9 +289,9 @@ def pairs_trained_on(tiny_files, tiny_judge, out, monkeypatch, **settings) -> li
     """The pairs of each step of a run."""
     seen, roll_out = [], grpo.roll_out
 
-    def look(engine, contexts, pairs, recipe, step):
+    def look(engine, shared, pairs, *rest):
         seen.append(list(pairs))
-        return roll_out(engine, contexts, pairs, recipe, step)
+        return roll_out(engine, shared, pairs, *rest)
 
     monkeypatch.setattr(grpo, "roll_out", look)
     job = tiny_runs.settings(tiny_files) | {"out": out, "stages": ["grpo"], "model.path": tiny_judge}

@@ -323,7 +323,7 @@ def test_every_step_reports_what_there_is_to_know(quickstart):
     assert [dev <= r.keys() for r in rows] == [False, True, True, True, True]  # every so often, and at the end
     for row in rows:
         assert common <= row.keys()
-        assert all(isinstance(value, str) or abs(value) < 1e9 for value in row.values())
+        assert all(isinstance(value, str | list) or abs(value) < 1e9 for value in row.values())
     for row in rows[3:]:
         assert row.keys() >= {
             "reward", "reward_par", "reward_format", "margin", "pair_accuracy", "pair_ties", "pair_unscored",
@@ -331,6 +331,7 @@ def test_every_step_reports_what_there_is_to_know(quickstart):
             "clip_share", "kl", "logprob_gap", "max_logprob_gap", "completion_tokens", "cut_short_rate",
             "sync_s", "rollout_s", "wait_s", "reward_s", "update_s",
         }  # fmt: skip
+        assert (row["pairs_by_rank"], row["rollout_idle_share"]) == ([4], 0.0)
         assert row["reward"] == pytest.approx(row["reward_par"] + row["reward_format"])
         assert row["valid_rate"] + row["tag_error_rate"] + row["score_error_rate"] == pytest.approx(1)
         assert row["max_logprob_gap"] < 1e-4  # rollout and trainer are one function of the same weights
