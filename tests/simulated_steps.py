@@ -56,7 +56,8 @@ class Simulation:
     """
 
     def __init__(self, scheduler: Scheduler, prefixes: Prefixes | None = None, forward: Forward | None = None) -> None:
-        self.scheduler, self.prefixes, self.forward = scheduler, prefixes or Prefixes(), forward
+        self.scheduler, self.forward = scheduler, forward
+        self.prefixes = Prefixes() if prefixes is None else prefixes
         self.slots = np.full((scheduler.pool.num_pages, scheduler.pool.page_size), NOTHING)
         self.open: list[Request] = []  # submitted, neither finished nor cancelled
         self.events: Counter[str] = Counter()
@@ -76,6 +77,12 @@ class Simulation:
         self.scheduler.forget()
         assert self.scheduler.pool.num_free == self.scheduler.pool.num_pages - 1
         self._after("forget")
+
+    def fail(self) -> None:
+        """A step that is planned and then comes to nothing."""
+        self._plan()
+        self.scheduler.forget()
+        self._after("fail")
 
     def finish(self, max_steps: int = 10_000) -> None:
         """Steps until all is done."""

@@ -53,7 +53,9 @@ def test_ten_thousand_random_events():
     for seed in range(230):
         rng = np.random.default_rng(seed)
         run = Simulation(random_scheduler(rng, num_pages=int(rng.integers(3, 24))))
-        for event in rng.choice(["submit", "cancel", "forget", "step"], size=150, p=[0.33, 0.07, 0.02, 0.58]):
+        for event in rng.choice(
+            ["submit", "cancel", "forget", "fail", "step"], size=150, p=[0.33, 0.07, 0.02, 0.02, 0.56]
+        ):
             if event == "submit" and len(run.open) < 8:
                 submit_random(run, rng)
             elif event == "cancel" and run.open:
@@ -163,6 +165,27 @@ def test_what_gave_way_goes_on_with_its_tokens():
     assert tight.events["preempt"] > 3
     for one, other in zip(ample.requests, tight.requests, strict=True):
         assert [c.token_ids for c in one.completions] == [c.token_ids for c in other.completions]
+
+
+def test_a_request_waits_until_its_context_has_room():
+    run = Simulation(make_scheduler(num_pages=9, page_size=4))
+    first = run.submit([1], max_tokens=12)
+    run.step()
+    second = run.submit([2] * 25, max_tokens=4)
+    while not first.is_finished:
+        run.step()
+        assert first.is_finished or list(run.scheduler.waiting) == [second]
+    run.finish()
+    assert not run.events["preempt"]
+
+
+def test_a_sample_waits_until_it_has_room_to_go_on():
+    """Two samples of up to four pages in a pool of five: one gives way, once."""
+    run = Simulation(make_scheduler(num_pages=6, page_size=4))
+    for token in (1, 2):
+        run.submit([token], max_tokens=16, seed=0)
+    run.finish()
+    assert run.events["preempt"] == 1 and run.scheduler.counts.num_recomputed_tokens == 9
 
 
 def test_samples_come_before_contexts_in_a_step():
