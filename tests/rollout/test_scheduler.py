@@ -60,15 +60,13 @@ def test_ten_thousand_random_events():
                 submit_random(run, rng)
             elif event == "cancel" and run.open:
                 run.cancel(run.open[rng.integers(len(run.open))])
-            elif event == "forget":
-                run.forget()
-            elif event == "step":
-                run.step()
+            elif event in ("forget", "fail", "step"):
+                getattr(run, event)()
         run.finish()
         assert_nothing_is_left(run)
         events += run.events
     del events["step"]
-    assert events.total() >= 10_000 and min(events.values()) >= 10, events
+    assert events.total() >= 10_000 and len(events) == 7 and min(events.values()) >= 10, events
 
 
 @settings(max_examples=30)
