@@ -1,4 +1,4 @@
-"""The engine against an engine that is slow and obviously right, and against itself in other company.
+"""The engine against an engine that is slow and obviously right. In other company: `test_engine_company`.
 
 V vocabulary   T tokens
 """
@@ -11,78 +11,28 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernels.sample import sample
 from rollout.decoder import all_logits, causal_attention
 from rollout.engine import Engine, EngineConfig
 from rollout.params import SamplingParams
 from rollout.stops import StopFinder
-from rollout.vocabulary import load_tokenizer, special_token_ids
+from rollout.vocabulary import load_tokenizer
 from rollout.weights import load_weights_, save_decoder
-from tests.models import config, random_decoder, tokenizer
-
-V = 340
-ENDS = special_token_ids(tokenizer())
-SOME_TOKENS = tuple(range(20))  # as stop tokens they end a completion after about 17 tokens, each at another length
-
-
-def decoder(seed=0, dtype=torch.float32, std=0.15, **changes):
-    return random_decoder(config(vocab_size=V, tie_word_embeddings=True, **changes), seed, std).to(dtype)
+from tests.models import tokenizer
+from tests.slow_engine import (
+    ENDS,
+    V,
+    assert_identical,
+    assert_same,
+    context,
+    decoder,
+    requests,
+    slow_completions,
+)
 
 
 @pytest.fixture(scope="module")
 def engine():
     return Engine(decoder(), tokenizer())
-
-
-def context(length, seed=0):
-    return torch.randint(0, V, (length,), generator=torch.Generator().manual_seed(1000 * seed + length)).tolist()
-
-
-def slow_completions(model, context, params):
-    """(token_ids, text, reason, logprobs, drawn_logprobs, entropies) of each sample: no cache, one token at a time."""
-    results = []
-    for index in range(params.n):
-        token_ids, numbers, text, reason = [], [], None, "length"
-        while len(token_ids) < params.max_tokens and reason == "length":
-            token_1T = torch.tensor([context + token_ids])
-            with torch.no_grad():
-                logits_1TV = model(token_1T, torch.arange(token_1T.shape[1])[None], causal_attention, all_logits)
-            seed, position = np.array([params.seed], dtype=np.uint64), np.uint64(len(token_ids))
-            draw = sample(
-                logits_1TV[:, -1], seed, np.array([index], dtype=np.uint64), position,
-                params.temperature, params.top_k, params.top_p, params.min_p,
-            )  # fmt: skip
-            token_ids.append(draw.token_B.item())
-            numbers.append([draw.logprob_B.item(), draw.drawn_logprob_B.item(), draw.entropy_B.item()])
-            so_far = tokenizer().decode(token_ids, skip_special_tokens=True)
-            found = [so_far.find(string) + len(string) for string in params.stop if string in so_far]
-            if token_ids[-1] in (*ENDS, *params.stop_token_ids):
-                reason = "stop"
-            elif found:
-                text, reason = so_far[: min(found)], "stop"
-        results.append((token_ids, so_far if text is None else text, reason, *np.array(numbers, dtype=np.float32).T))
-    return results
-
-
-def assert_same(completions, right, tolerance=1e-5):
-    for completion, (token_ids, text, reason, *numbers) in zip(completions, right, strict=True):
-        assert completion.token_ids == token_ids
-        assert completion.text == text
-        assert completion.finish_reason == reason
-        for found, wanted in zip(
-            (completion.logprobs, completion.drawn_logprobs, completion.entropies), numbers, strict=True
-        ):
-            assert found.dtype == np.float32
-            np.testing.assert_allclose(found, wanted, atol=tolerance, rtol=tolerance)
-
-
-def assert_identical(one, other):
-    """Tokens, texts, and every bit of the numbers."""
-    for completions, others in zip(one, other, strict=True):
-        for a, b in zip(completions, others, strict=True):
-            assert (a.token_ids, a.text, a.finish_reason) == (b.token_ids, b.text, b.finish_reason)
-            for name in ("logprobs", "drawn_logprobs", "entropies"):
-                assert getattr(a, name).tobytes() == getattr(b, name).tobytes(), name
 
 
 # The slow engine
@@ -118,26 +68,6 @@ def test_recorded_logprobs_are_those_of_a_full_forward_pass(engine):
 # In float64, so that no rounding decides a draw and tokens can be compared.
 DOUBLE = decoder(seed=5, dtype=torch.float64, num_hidden_layers=2)
 
-requests = st.lists(
-    st.tuples(
-        st.integers(1, 70).map(context),
-        st.builds(
-            SamplingParams,
-            n=st.integers(1, 5),
-            max_tokens=st.sampled_from([1, 2, 9, 14]),
-            temperature=st.sampled_from([0.0, 0.7, 1.0]),
-            top_k=st.sampled_from([0, 0, 30]),
-            top_p=st.sampled_from([1.0, 1.0, 0.8]),
-            min_p=st.sampled_from([0.0, 0.0, 0.05]),
-            stop=st.sampled_from([(), (), ("e",), ("th", ">"), (" ", "zzz")]),
-            stop_token_ids=st.sampled_from([(), SOME_TOKENS]),
-            seed=st.integers(0, 2**64 - 1),
-        ),
-    ),
-    min_size=1,
-    max_size=4,
-)
-
 
 @settings(max_examples=20)
 @given(requests, st.sampled_from([1, 16, 512]))
@@ -153,79 +83,6 @@ def test_long_completions_outgrow_the_first_room_of_the_cache():
     (completions,) = Engine(DOUBLE, tokenizer()).generate([context(20)], [params])
     assert max(len(completion.token_ids) for completion in completions) > 130
     assert_same(completions, slow_completions(DOUBLE, context(20), params))
-
-
-# In other company
-
-
-def mixed_requests():
-    """Contexts of several padded lengths, some equal; completions of many lengths, so that rows are dropped."""
-    contexts = [context(length, seed) for seed in range(3) for length in (1, 5, 30, 33, 60, 64, 65, 100)]
-    params = [
-        SamplingParams(
-            n=(8, 3, 16, 1)[i % 4] if i % 5 else 8, max_tokens=40 if i % 7 else 12, stop_token_ids=SOME_TOKENS, seed=i
-        )
-        for i in range(len(contexts))
-    ]
-    return contexts, params
-
-
-# Powers of two; widths that leave a remainder in every vector loop; seven queries to a key, as in Qwen2.5-7B; one key
-# head, so that one context is one matrix.
-INVARIANT_SHAPES = {
-    "plain": {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "head_dim": 32},
-    "odd": {"hidden_size": 36, "intermediate_size": 52, "num_attention_heads": 6, "head_dim": 48},
-    "seven": {"num_attention_heads": 14, "head_dim": 16},
-    "one-key": {"hidden_size": 32, "num_attention_heads": 5, "num_key_value_heads": 1, "head_dim": 64},
-}
-
-
-@pytest.mark.parametrize("shape", INVARIANT_SHAPES)
-def test_company_changes_no_bit(shape):
-    model = decoder(num_hidden_layers=1, **INVARIANT_SHAPES[shape])
-    contexts, params = mixed_requests()
-    together = Engine(model, tokenizer()).generate(contexts, params)
-    lengths = {len(completion.token_ids) for completions in together for completion in completions}
-    assert len(lengths) > 15
-    rng = np.random.default_rng(0)
-    for max_rows, size in ((1, 24), (40, 24), (512, 7)):
-        some = rng.permutation(len(contexts))[:size]
-        apart = Engine(model, tokenizer(), EngineConfig(max_rows=max_rows))
-        apart = apart.generate([contexts[i] for i in some], [params[i] for i in some])
-        assert_identical(apart, [together[i] for i in some])
-    for i in range(0, len(contexts), 7):
-        assert_identical(Engine(model, tokenizer()).generate([contexts[i]], [params[i]]), [together[i]])
-
-
-def test_many_equal_rows_change_no_bit(engine):
-    """A wave of hundreds of rows, a wave of sixteen, and a batch that shrinks from the one to the other."""
-    params = [SamplingParams(n=8, max_tokens=30, stop_token_ids=SOME_TOKENS[: 2 * (i % 9)], seed=i) for i in range(60)]
-    contexts = [context(50, i) for i in range(60)]
-    together = engine.generate(contexts, params)
-    for i in (0, 17, 59):
-        assert_identical(engine.generate([contexts[i]], [params[i]]), [together[i]])
-    wide = Engine(engine.decoder, tokenizer(), EngineConfig(max_rows=1024))
-    assert_identical(wide.generate(contexts, params), together)
-
-
-def test_the_last_row_is_like_any_other():
-    """54 rows of 52 leave a remainder in vector loops, which would round on its own; each context is last once."""
-    engine = Engine(decoder(num_hidden_layers=1, **INVARIANT_SHAPES["odd"]), tokenizer())
-    contexts = [context(9, i) for i in range(18)]
-    params = [SamplingParams(n=3, max_tokens=4, seed=i) for i in range(18)]
-    together = engine.generate(contexts, params)
-    for i in range(1, 18):
-        turned = engine.generate(contexts[i:] + contexts[:i], params[i:] + params[:i])
-        assert_identical(turned, together[i:] + together[:i])
-
-
-@settings(max_examples=15)
-@given(requests, requests, st.integers(1, 64))
-def test_company_changes_no_bit_whatever_is_asked(engine, requests, others, max_rows):
-    alone = engine.generate(*zip(*requests, strict=True))
-    mixed = Engine(engine.decoder, tokenizer(), EngineConfig(max_rows=max_rows))
-    mixed = mixed.generate(*zip(*others, *requests, strict=True))
-    assert_identical(mixed[len(others) :], alone)
 
 
 def test_fewer_samples_are_the_first_of_more(engine):
