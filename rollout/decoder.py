@@ -16,9 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kernels.fused import add_rms_norm, norm_rotary, rms_norm, swiglu
 from kernels.matmul import linear
 from rollout.families import DecoderConfig
-from rollout.rope import apply_rotary, rotary_tables
+from rollout.rope import rotary_tables
 
 
 class Attention(Protocol):
@@ -41,10 +42,11 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        # Not F.rms_norm: for bf16 input it multiplies by the weight before rounding, the published models after.
-        x32 = x.to(torch.promote_types(x.dtype, torch.float32))
-        x32 = x32 * torch.rsqrt(x32.square().mean(-1, keepdim=True) + self.eps)
-        return self.weight * x32.to(x.dtype)
+        return rms_norm(x, self.weight, self.eps)
+
+    def add(self, x: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
+        """(x + delta, the norm of that)"""
+        return add_rms_norm(x, delta, self.weight, self.eps)
 
 
 class Linear(nn.Linear):
@@ -62,15 +64,16 @@ class SelfAttention(nn.Module):
         self.k_proj = Linear(D, config.num_key_value_heads * C, bias=has_bias)
         self.v_proj = Linear(D, config.num_key_value_heads * C, bias=has_bias)
         self.o_proj = Linear(config.num_attention_heads * C, D, bias=False)
-        has_norm = config.family.has_qk_norm
-        self.q_norm = RMSNorm(C, config.rms_norm_eps) if has_norm else nn.Identity()
-        self.k_norm = RMSNorm(C, config.rms_norm_eps) if has_norm else nn.Identity()
+        self.has_qk_norm, self.eps = config.family.has_qk_norm, config.rms_norm_eps
+        if self.has_qk_norm:
+            self.q_norm, self.k_norm = RMSNorm(C, self.eps), RMSNorm(C, self.eps)
 
     def forward(self, x_BTD: Tensor, cos_BTC: Tensor, sin_BTC: Tensor, attend: Attention) -> Tensor:
-        q_BTHC = self.q_norm(self.q_proj(x_BTD).unflatten(-1, (-1, self.head_dim)))
-        k_BTKC = self.k_norm(self.k_proj(x_BTD).unflatten(-1, (-1, self.head_dim)))
+        q_BTHC = self.q_proj(x_BTD).unflatten(-1, (-1, self.head_dim))
+        k_BTKC = self.k_proj(x_BTD).unflatten(-1, (-1, self.head_dim))
         v_BTKC = self.v_proj(x_BTD).unflatten(-1, (-1, self.head_dim))
-        q_BTHC, k_BTKC = apply_rotary(q_BTHC, cos_BTC, sin_BTC), apply_rotary(k_BTKC, cos_BTC, sin_BTC)
+        weights = (self.q_norm.weight, self.k_norm.weight) if self.has_qk_norm else (None, None)
+        q_BTHC, k_BTKC = norm_rotary(q_BTHC, k_BTKC, *weights, self.eps, cos_BTC, sin_BTC)
         return self.o_proj(attend(self.layer, q_BTHC, k_BTKC, v_BTKC).flatten(-2))
 
 
@@ -82,7 +85,7 @@ class FeedForward(nn.Module):
         self.down_proj = Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x_BTD)) * self.up_proj(x_BTD))
+        return self.down_proj(swiglu(self.gate_proj(x_BTD), self.up_proj(x_BTD)))
 
 
 class Block(nn.Module):
@@ -94,8 +97,9 @@ class Block(nn.Module):
         self.mlp = FeedForward(config)
 
     def forward(self, x_BTD: Tensor, cos_BTC: Tensor, sin_BTC: Tensor, attend: Attention) -> Tensor:
-        x_BTD = x_BTD + self.self_attn(self.input_layernorm(x_BTD), cos_BTC, sin_BTC, attend)
-        return x_BTD + self.mlp(self.post_attention_layernorm(x_BTD))
+        delta_BTD = self.self_attn(self.input_layernorm(x_BTD), cos_BTC, sin_BTC, attend)
+        x_BTD, normed_BTD = self.post_attention_layernorm.add(x_BTD, delta_BTD)
+        return x_BTD + self.mlp(normed_BTD)
 
 
 class Decoder(nn.Module):

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kernels.fused import write_pages
 from rollout.decoder import DecoderConfig
 
 _ALIGNMENT = 64  # bytes; matrices that begin elsewhere may be multiplied by other code
@@ -67,5 +68,4 @@ class KvCache:
         return pages_2NKPC[0], pages_2NKPC[1]
 
     def write(self, layer: int, page_T: Tensor, slot_T: Tensor, k_TKC: Tensor, v_TKC: Tensor) -> None:
-        for pages_NKPC, x_TKC in zip(self.layer(layer), (k_TKC, v_TKC), strict=True):
-            pages_NKPC[page_T, :, slot_T] = x_TKC
+        write_pages(k_TKC, v_TKC, page_T, slot_T, *self.layer(layer))

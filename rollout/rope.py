@@ -3,7 +3,7 @@
 All of them turn a key by its own position alone, so that a cached key stays right however long its text grows.
 ("Dynamic NTK" and LongRoPE are not of that kind: the length of the text changes every angle.)
 
-    B sequences   T positions   H heads   C head width   W = C / 2 planes of rotation
+    B sequences   T positions   C head width   W = C / 2 planes of rotation
 """
 
 from __future__ import annotations
@@ -135,9 +135,3 @@ def rotary_tables(
     if scaling is None:
         return cos_BTC, sin_BTC
     return cos_BTC * scaling.attention_scale, sin_BTC * scaling.attention_scale
-
-
-def apply_rotary(x_BTHC: Tensor, cos_BTC: Tensor, sin_BTC: Tensor) -> Tensor:
-    low, high = x_BTHC.chunk(2, dim=-1)
-    cos_BT1C, sin_BT1C = cos_BTC[:, :, None].to(x_BTHC.dtype), sin_BTC[:, :, None].to(x_BTHC.dtype)
-    return x_BTHC * cos_BT1C + torch.cat((-high, low), dim=-1) * sin_BT1C

@@ -11,7 +11,8 @@ from transformers import LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from rollout.rope import LinearRope, Llama3Rope, YarnRope, apply_rotary, rotary_tables
+from kernels.fused import rotary_ref
+from rollout.rope import LinearRope, Llama3Rope, YarnRope, rotary_tables
 
 LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 YARN = {"factor": 4.0, "original_max_position_embeddings": 32_768}
@@ -93,7 +94,7 @@ def test_a_rotation_keeps_lengths_and_turns_by_the_distance():
     def product(q_position, k_position):
         turned = []
         for x_BTHC, position in ((q_BTHC, q_position), (k_BTHC, k_position)):
-            turned.append(apply_rotary(x_BTHC, *rotary_tables(torch.tensor([[position]]), 8, 100.0)))
+            turned.append(rotary_ref(x_BTHC, *rotary_tables(torch.tensor([[position]]), 8, 100.0)))
             assert float(turned[-1].norm()) == pytest.approx(float(x_BTHC.norm()), rel=1e-6)
         return float((turned[0] * turned[1]).sum())
 
