@@ -4,7 +4,7 @@ The torch forms are the ordinary way to write each thing: logits in memory, log_
 filters. Matrix products are in the inputs' dtype, so those of bfloat16 round their logits; ours do not.
 
     B rows   T tokens   D model width   V vocabulary   H query heads   K key/value heads   C head width
-    P tokens of a page   G groups   L tokens of a sequence, or pages in a table   S sequences
+    P tokens of a page   G groups   L tokens of a sequence, or pages in a table   S sequences   F feed-forward width
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kernels import fused
 from kernels.grpo_loss import grpo_loss
 from kernels.linear_logprob import linear_logprob
 from kernels.linear_sample import linear_sample
@@ -184,6 +185,74 @@ def paged_attention_case(
     return Case(inputs, forms, num_bytes, 4 * B * H * C * (prefix + own))
 
 
+def rms_norm_case(device: str, T: int, D: int, dtype: torch.dtype) -> Case:
+    random = torch.Generator(device).manual_seed(0)
+    x_TD, weight_D = _normal(random, T, D, dtype=dtype), _normal(random, D, dtype=dtype)
+    inputs = {"x": x_TD, "weight": weight_D}
+    return _fused_case(device, fused.rms_norm, fused.rms_norm_ref, (x_TD, weight_D, 1e-6), inputs, ["out"])
+
+
+def add_rms_norm_case(device: str, T: int, D: int, dtype: torch.dtype) -> Case:
+    random = torch.Generator(device).manual_seed(0)
+    (x_TD, delta_TD), weight_D = _normal(random, 2, T, D, dtype=dtype), _normal(random, D, dtype=dtype)
+    inputs = {"x": x_TD, "delta": delta_TD, "weight": weight_D}
+    arguments = (x_TD, delta_TD, weight_D, 1e-6)
+    return _fused_case(device, fused.add_rms_norm, fused.add_rms_norm_ref, arguments, inputs, ["total", "out"])
+
+
+def swiglu_case(device: str, T: int, F: int, dtype: torch.dtype) -> Case:
+    gate_TF, up_TF = _normal(torch.Generator(device).manual_seed(0), T, 2 * F, dtype=dtype).chunk(2, -1)
+    return _fused_case(
+        device, fused.swiglu, fused.swiglu_ref, (gate_TF, up_TF), {"gate": gate_TF, "up": up_TF}, ["out"]
+    )
+
+
+def norm_rotary_case(device: str, T: int, H: int, K: int, C: int, dtype: torch.dtype) -> Case:
+    """Queries and keys are parts of one product, as are values, which stay where they are."""
+    random = torch.Generator(device).manual_seed(0)
+    q_1THC, k_1TKC, _ = _normal(random, 1, T, H + 2 * K, C, dtype=dtype).split((H, K, K), 2)
+    weights_2C, angle_1TC = _normal(random, 2, C, dtype=dtype), _normal(random, 1, T, C // 2).repeat(1, 1, 2)
+    cos_1TC, sin_1TC = angle_1TC.cos(), angle_1TC.sin()
+    arguments = (q_1THC, k_1TKC, *weights_2C, 1e-6, cos_1TC, sin_1TC)
+    inputs = {"q": q_1THC, "k": k_1TKC, "weights": weights_2C, "cos": cos_1TC, "sin": sin_1TC}
+    return _fused_case(device, fused.norm_rotary, fused.norm_rotary_ref, arguments, inputs, ["q", "k"])
+
+
+def write_pages_case(device: str, T: int, K: int, C: int, P: int, dtype: torch.dtype) -> Case:
+    """Each token to a place of its own, in any order."""
+    random = torch.Generator(device).manual_seed(0)
+    k_TKC, v_TKC = _normal(random, T, 2 * K, C, dtype=dtype).chunk(2, 1)
+    place_T = torch.randperm(-(-T // P) * P, generator=random, device=device)[:T]
+    page_T, slot_T = place_T // P, place_T % P
+    pages_2NKPC = torch.zeros(2, -(-T // P), K, P, C, dtype=dtype, device=device)
+
+    def written(form: Callable) -> Callable:
+        def run(*arguments: Tensor) -> tuple[Tensor, ...]:
+            form(*arguments)
+            return arguments[-2:]
+
+        return run
+
+    inputs = {"k": k_TKC, "v": v_TKC, "page": page_T, "slot": slot_T}
+    arguments, forms = (k_TKC, v_TKC, page_T, slot_T, *pages_2NKPC), (fused.write_pages, fused.write_pages_ref)
+    return _fused_case(device, *map(written, forms), arguments, inputs, ["keys", "values"])
+
+
+def _fused_case(
+    device: str, ours: Callable, definition: Callable, arguments: tuple, inputs: dict[str, Tensor], outputs: list[str]
+) -> Case:
+    """The definition is the plain torch form. The outputs have the sizes of the first inputs."""
+
+    def run(form: Callable) -> Outputs:
+        with torch.no_grad():
+            results = form(*arguments)
+        return dict(zip(outputs, results if isinstance(results, tuple) else (results,), strict=True))
+
+    forms = {name: partial(run, form) for name, form in ({"ours": ours} | _in_torch(device, definition)).items()}
+    num_read = [x.nbytes for x in inputs.values()]
+    return Case(inputs, forms, sum(num_read) + sum(num_read[: len(outputs)]), 0)
+
+
 def sample_torch(logits_BV: Tensor) -> Outputs:
     """Soft-max, entropy and an exponential race, in float32."""
     logprob_BV = logits_BV.float().log_softmax(-1)
@@ -313,10 +382,25 @@ MAKERS: dict[str, Callable[..., Case]] = {
     "grpo_loss": grpo_loss_case,
     "linear_grpo_loss": linear_grpo_loss_case,
     "paged_attention": paged_attention_case,
+    "rms_norm": rms_norm_case,
+    "add_rms_norm": add_rms_norm_case,
+    "swiglu": swiglu_case,
+    "norm_rotary": norm_rotary_case,
+    "write_pages": write_pages_case,
 }
 
 _V = 151_936  # Qwen3; its 8B has D 4096, 32 query and 8 key/value heads of 128, its 14B D 5120
 _BF16, _FP32 = torch.bfloat16, torch.float32
+
+
+def _fused_shapes(lengths: tuple[int, ...], D: int, F: int, H: int, K: int, C: int, P: int, dtype) -> dict:
+    sizes = {
+        "rms_norm": {"D": D}, "add_rms_norm": {"D": D}, "swiglu": {"F": F}, "norm_rotary": {"H": H, "K": K, "C": C},
+        "write_pages": {"K": K, "C": C, "P": P},
+    }  # fmt: skip
+    return {name: [{"T": T} | size | {"dtype": dtype} for T in lengths] for name, size in sizes.items()}
+
+
 SHAPES: dict[str, dict[str, list[dict]]] = {
     "cuda": {
         "sample": [{"B": B, "V": _V, "dtype": dtype} for dtype in (_BF16, _FP32) for B in (1, 16, 64, 256, 512)]
@@ -334,6 +418,7 @@ SHAPES: dict[str, dict[str, list[dict]]] = {
             {"G": 32, "n": n, "prefix": 2048, "own": 512, "H": 32, "K": 8, "C": 128, "P": 16, "dtype": _BF16}
             for n in (8, 32)
         ],
+        **_fused_shapes((64, 256, 2048), 4096, 12_288, 32, 8, 128, 16, _BF16),  # decode twice, and prefill, of the 8B
     },
     "cpu": {
         "sample": [
@@ -349,5 +434,6 @@ SHAPES: dict[str, dict[str, list[dict]]] = {
         "paged_attention": [
             {"G": 4, "n": 8, "prefix": 1024, "own": 128, "H": 16, "K": 8, "C": 128, "P": 16, "dtype": _FP32}
         ],
+        **_fused_shapes((64,), 1024, 3072, 16, 8, 128, 16, _FP32),  # of Qwen3-0.6B
     },
 }  # fmt: skip

@@ -12,13 +12,13 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from kernels import grpo_loss, linear_logprob, linear_sample, paged_attention, sample
+from kernels import fused, grpo_loss, linear_logprob, linear_sample, paged_attention, sample
 from kernels.jit import ARCHITECTURES, INTERPRETED, triton
 from kernels.offline import SHARED_BYTES, Resources, resources
 from trainer.machine import machine
 from trainer.run_folder import write_text
 
-MODULES = (sample, linear_sample, linear_logprob, grpo_loss, paged_attention)
+MODULES = (sample, linear_sample, linear_logprob, grpo_loss, paged_attention, fused)
 
 
 def run_compile(architectures: list[str], out: Path | None) -> list[Resources]:

@@ -40,6 +40,11 @@ NOTES = {
     "Flops: 8·T·V·D as executed, T = S·L.",
     "paged_attention": "One decode step of G groups of n rows. Ours reads a group's prefix once, flat once per row. "
     "Bytes: as ours.",
+    "rms_norm": "Of T rows. Bytes, in this table and those below: inputs read once, outputs written once.",
+    "add_rms_norm": "The sum of two, rounded and kept, and its norm.",
+    "swiglu": "Of two halves of one product.",
+    "norm_rotary": "Queries and keys of one product: norms of heads, then rotary embedding.",
+    "write_pages": "Keys and values of T tokens to pages in any order.",
 }
 
 

@@ -29,6 +29,11 @@ TINY = {
     "grpo_loss": [{"T": 500}],
     "linear_grpo_loss": [{"S": 3, "L": 3} | HEAD],
     "paged_attention": [{"G": 2, "n": 3, "prefix": 16, "own": 8, "H": 4, "K": 2, "C": 16, "P": 8, "dtype": FP32}],
+    "rms_norm": [{"T": 3, "D": 16, "dtype": FP32}],
+    "add_rms_norm": [{"T": 3, "D": 16, "dtype": FP32}],
+    "swiglu": [{"T": 3, "F": 8, "dtype": FP32}],
+    "norm_rotary": [{"T": 3, "H": 4, "K": 2, "C": 8, "dtype": FP32}],
+    "write_pages": [{"T": 5, "K": 2, "C": 8, "P": 4, "dtype": FP32}],
 }
 CASES = [(name, shape) for name, shapes in TINY.items() for shape in shapes]
 CEILINGS = {"copy_bytes_per_s": 2e12, "bf16_flops_per_s": 5e14}
@@ -314,7 +319,7 @@ def test_a_failure_of_ours_is_an_error_after_all_is_written(tmp_path, monkeypatc
         (
             ["--only", "sample,attention"],
             "--only attention: must be of sample, linear_sample, linear_logprob, grpo_loss, linear_grpo_loss, "
-            "paged_attention",
+            "paged_attention, rms_norm, add_rms_norm, swiglu, norm_rotary, write_pages",
         ),
         (["--repeats", "0"], "--repeats must be at least 1, got 0"),
     ],
@@ -388,6 +393,11 @@ def test_on_a_gpu_every_kernel_is_measured(monkeypatch):
         "grpo_loss": [{"T": 500}],
         "linear_grpo_loss": [{"S": 4, "L": 16} | head],
         "paged_attention": [{"G": 2, "n": 3, "prefix": 64, "own": 32, "H": 8, "K": 2, "C": 64, "P": 16} | bf16],
+        "rms_norm": [{"T": 3, "D": 64} | bf16],
+        "add_rms_norm": [{"T": 3, "D": 64} | bf16],
+        "swiglu": [{"T": 3, "F": 64} | bf16],
+        "norm_rotary": [{"T": 3, "H": 4, "K": 2, "C": 64} | bf16],
+        "write_pages": [{"T": 20, "K": 2, "C": 64, "P": 16} | bf16],
     }
     monkeypatch.setitem(SHAPES, "cuda", shapes)
     ceilings = {"copy_bytes_per_s": 1e12, "bf16_flops_per_s": 1e14}
