@@ -43,8 +43,7 @@ def assert_identical(one, other):
 
 
 # Qwen's and Llama's numbers of query heads to a key head, and those that are no part of four queries.
-@pytest.mark.parametrize("num_queries", [1, 2, 3, 4, 5, 8])
-@pytest.mark.parametrize("scale", [1.0, 20.0])
+@pytest.mark.parametrize(("num_queries", "scale"), [(1, 1.0), (2, 20.0), (3, 1.0), (4, 20.0), (5, 20.0), (8, 1.0)])
 def test_is_about_as_accurate_as_a_soft_max_in_float32(num_queries, scale):
     steps = AttentionOfSteps((2 * num_queries, 2), scale=scale)
     by_prefix, pasts = outputs(steps, block_scheduler(num_pages=14, max_rows=6), num_requests=6)
@@ -61,18 +60,18 @@ def test_is_about_as_accurate_as_a_soft_max_in_float32(num_queries, scale):
 @pytest.mark.parametrize("num_queries", [1, 2, 3, 4, 5, 8])
 def test_company_changes_no_bit(num_queries):
     steps = AttentionOfSteps((2 * num_queries, 2))
-    alone, _ = outputs(steps, block_scheduler(max_rows=1, max_step_tokens=1))
+    alone, _ = outputs(steps, block_scheduler(max_rows=1, max_step_tokens=1), num_requests=5)
     for scheduler, read_apart in [
         (block_scheduler(max_rows=40, max_step_tokens=1000), NEVER),
         (block_scheduler(max_rows=7, max_step_tokens=50), ALWAYS),
         (block_scheduler(num_pages=8), 64),
         (block_scheduler(num_pages=60, page_size=8), NEVER),
     ]:
-        together, _ = outputs(steps, scheduler, read_apart)
+        together, _ = outputs(steps, scheduler, read_apart, num_requests=5)
         assert_identical(together, alone)
 
 
-@settings(max_examples=12)
+@settings(max_examples=10)
 @given(
     st.sampled_from([8, 16, 32, 64]), st.integers(6, 30), st.integers(1, 20), st.integers(1, 200),
     st.sampled_from([NEVER, 5, 64, ALWAYS]), st.sampled_from([(1, 1), (6, 2), (4, 4)]), st.integers(0, 99),
