@@ -6,7 +6,7 @@ step of training does.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 
@@ -101,6 +101,24 @@ def linear(x_BD: Tensor, weight_ND: Tensor, bias_N: Tensor | None = None) -> Ten
     if packed is None or x_BD.device.type != "cpu" or x_BD.dtype != torch.float32:
         return F.linear(x_BD, weight_ND, bias_N)
     return packed.linear(x_BD, weight_ND, bias_N)
+
+
+def lay_side_by_side_(tensors: Sequence[Tensor]) -> None:
+    """Moves tensors of equal rows, so that `side_by_side` finds them as one."""
+    whole = torch.cat([x.detach() for x in tensors])
+    for x, part in zip(tensors, whole.split([len(x) for x in tensors]), strict=True):
+        x.data = part
+
+
+def side_by_side(tensors: Sequence[Tensor]) -> Tensor | None:
+    """One view of tensors that follow one another in memory; None if they do not."""
+    first, end = tensors[0], tensors[0].data_ptr()
+    for x in tensors:
+        is_next = x.data_ptr() == end and x.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
+        if not (is_next and x.is_contiguous()):
+            return None
+        end += x.numel() * x.element_size()
+    return first.as_strided((sum(map(len, tensors)), *first.shape[1:]), first.stride(), first.storage_offset())
 
 
 def float32_logits(hidden_BD: Tensor, weight_VD: Tensor) -> Tensor:

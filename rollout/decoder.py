@@ -9,7 +9,7 @@ other operation, so that the rollout's log-probabilities and the trainer's are o
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kernels.fused import add_rms_norm, norm_rotary, rms_norm, swiglu
-from kernels.matmul import linear
+from kernels.matmul import lay_side_by_side_, linear, side_by_side
 from rollout.families import DecoderConfig
 from rollout.rope import rotary_tables
 
@@ -54,6 +54,15 @@ class Linear(nn.Linear):
         return linear(x_BTD, self.weight, self.bias)
 
 
+def _products(x_BTD: Tensor, *layers: Linear) -> Sequence[Tensor]:
+    """Of each layer. Where their weights lie side by side it is one product, which a GPU fills better."""
+    weight = None if torch.is_grad_enabled() else side_by_side([layer.weight for layer in layers])
+    if weight is None:
+        return [layer(x_BTD) for layer in layers]
+    bias = None if layers[0].bias is None else torch.cat([layer.bias for layer in layers])
+    return linear(x_BTD, weight, bias).split([layer.out_features for layer in layers], dim=-1)
+
+
 class SelfAttention(nn.Module):
     def __init__(self, config: DecoderConfig, layer: int) -> None:
         super().__init__()
@@ -69,9 +78,8 @@ class SelfAttention(nn.Module):
             self.q_norm, self.k_norm = RMSNorm(C, self.eps), RMSNorm(C, self.eps)
 
     def forward(self, x_BTD: Tensor, cos_BTC: Tensor, sin_BTC: Tensor, attend: Attention) -> Tensor:
-        q_BTHC = self.q_proj(x_BTD).unflatten(-1, (-1, self.head_dim))
-        k_BTKC = self.k_proj(x_BTD).unflatten(-1, (-1, self.head_dim))
-        v_BTKC = self.v_proj(x_BTD).unflatten(-1, (-1, self.head_dim))
+        products = _products(x_BTD, self.q_proj, self.k_proj, self.v_proj)
+        q_BTHC, k_BTKC, v_BTKC = (y_BTN.unflatten(-1, (-1, self.head_dim)) for y_BTN in products)
         weights = (self.q_norm.weight, self.k_norm.weight) if self.has_qk_norm else (None, None)
         q_BTHC, k_BTKC = norm_rotary(q_BTHC, k_BTKC, *weights, self.eps, cos_BTC, sin_BTC)
         return self.o_proj(attend(self.layer, q_BTHC, k_BTKC, v_BTKC).flatten(-2))
@@ -85,7 +93,7 @@ class FeedForward(nn.Module):
         self.down_proj = Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        return self.down_proj(swiglu(self.gate_proj(x_BTD), self.up_proj(x_BTD)))
+        return self.down_proj(swiglu(*_products(x_BTD, self.gate_proj, self.up_proj)))
 
 
 class Block(nn.Module):
@@ -125,7 +133,16 @@ class Decoder(nn.Module):
         # `to_empty` and moves between devices give each module a parameter of its own: a tied head would part.
         super()._apply(fn, recurse)
         self._tie_()
+        if self.norm.weight.is_cuda:
+            self.lay_side_by_side_()
         return self
+
+    def lay_side_by_side_(self) -> None:
+        """Moves the weights of q, k and v, and of gate and up, next to one another."""
+        for layer in self.layers:
+            attention, mlp = layer.self_attn, layer.mlp
+            for parts in ((attention.q_proj, attention.k_proj, attention.v_proj), (mlp.gate_proj, mlp.up_proj)):
+                lay_side_by_side_([part.weight for part in parts])
 
     def forward(self, token_BT: Tensor, position_BT: Tensor, attend: Attention, readout: Readout) -> Any:
         """Runs the stack and hands (hidden_BTD, head_VD) to `readout`; a scalar model's head is head_1D.

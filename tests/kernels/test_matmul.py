@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from kernels.matmul import PackedWeights, addmm_, float32_logits, linear
+from kernels.matmul import PackedWeights, addmm_, float32_logits, lay_side_by_side_, linear, side_by_side
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 
@@ -75,6 +75,19 @@ def test_packed_weights_follow_what_is_written_to_the_weights():
     packed.clear()
     with packed.in_use(), torch.no_grad():
         assert torch.equal(linear(x_BD, weight_ND), 2 * before_BN)
+
+
+def test_tensors_are_laid_side_by_side():
+    tensors = [torch.randn(n, 5) for n in (3, 1, 4)]
+    copies = [x.clone() for x in tensors]
+    assert side_by_side(tensors) is None
+    lay_side_by_side_(tensors)
+    whole = side_by_side(tensors)
+    assert torch.equal(whole, torch.cat(copies)) and all(map(torch.equal, tensors, copies))
+    tensors[1].fill_(7)
+    assert (whole[3] == 7).all()  # a view
+    assert side_by_side(tensors[::-1]) is None and side_by_side([tensors[0], tensors[2]]) is None
+    assert torch.equal(side_by_side(tensors[1:]), whole[3:])
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])

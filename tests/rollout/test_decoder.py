@@ -7,9 +7,10 @@ from itertools import combinations
 
 import pytest
 import torch
+from torch import nn
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
-from rollout.decoder import Decoder, RMSNorm, all_logits, causal_attention, init_weights_
+from rollout.decoder import Decoder, Linear, RMSNorm, all_logits, causal_attention, init_weights_
 from rollout.families import FAMILIES
 from rollout.rope import LinearRope, Llama3Rope, YarnRope
 from tests.models import config, random_decoder, transformers_twin
@@ -202,3 +203,15 @@ def test_initial_weights_come_from_the_seed_alone():
     assert (first["layers.1.self_attn.q_norm.weight"] == 1).all()
     biased = init_weights_(Decoder(config(model_type="qwen2")), seed=3).state_dict()
     assert (biased["layers.1.self_attn.q_proj.bias"] == 0).all()
+
+
+@each_family
+def test_weights_that_lie_side_by_side_are_multiplied_as_one(model_type, monkeypatch):
+    decoder = random_decoder(config(model_type=model_type)).double()
+    token_BT, position_BT = tokens_and_positions(2, 9, 96)
+    separate_BTV = logits(decoder, token_BT, position_BT)
+    decoder.lay_side_by_side_()
+    monkeypatch.setattr(Linear, "forward", lambda self, x: nn.Linear.forward(self, x) if self.is_last else None)
+    for name, module in decoder.named_modules():
+        module.is_last = name.endswith(("o_proj", "down_proj"))  # the others are not called one by one
+    torch.testing.assert_close(logits(decoder, token_BT, position_BT), separate_BTV)
