@@ -335,29 +335,30 @@ def _turn_heads(
     H: tl.constexpr, C: tl.constexpr, HEADS: tl.constexpr, PLANES: tl.constexpr, TRUNCATES: tl.constexpr,
 ):  # fmt: skip
     W: tl.constexpr = C // 2
-    h_H, w_W = first + tl.arange(0, HEADS), tl.arange(0, PLANES)
-    is_w_W = w_W < W
-    is_x_HW = (h_H < H)[:, None] & is_w_W[None, :]
-    x_ptr_HW = x_ptr + h_H[:, None].to(tl.int64) * head_stride + w_W[None, :]
+    # Weights and angles are read once per head, from cache, in the layout of the heads: to read them once and spread
+    # them takes shared memory and a dozen barriers.
+    h_HW = first + tl.arange(0, HEADS)[:, None] + tl.zeros((HEADS, PLANES), tl.int32)
+    w_HW = tl.arange(0, PLANES)[None, :] + tl.zeros((HEADS, PLANES), tl.int32)
+    is_x_HW = (h_HW < H) & (w_HW < W)
+    x_ptr_HW = x_ptr + h_HW.to(tl.int64) * head_stride + w_HW
     low_HW = tl.load(x_ptr_HW, mask=is_x_HW, other=0.0).to(tl.float32)
     high_HW = tl.load(x_ptr_HW + W, mask=is_x_HW, other=0.0).to(tl.float32)
     if weight_ptr is not None:
         scale_H = tl.rsqrt((tl.sum(low_HW * low_HW, 1) + tl.sum(high_HW * high_HW, 1)) / C + eps)
-        low_weight_W = tl.load(weight_ptr + w_W, mask=is_w_W, other=0.0).to(tl.float32)
-        high_weight_W = tl.load(weight_ptr + W + w_W, mask=is_w_W, other=0.0).to(tl.float32)
+        low_weight_HW = tl.load(weight_ptr + w_HW, mask=is_x_HW, other=0.0).to(tl.float32)
+        high_weight_HW = tl.load(weight_ptr + W + w_HW, mask=is_x_HW, other=0.0).to(tl.float32)
         low_HW = _rounded(low_HW * scale_H[:, None], x_ptr, TRUNCATES)
         high_HW = _rounded(high_HW * scale_H[:, None], x_ptr, TRUNCATES)
-        low_HW = _rounded(low_HW * low_weight_W[None, :], x_ptr, TRUNCATES)
-        high_HW = _rounded(high_HW * high_weight_W[None, :], x_ptr, TRUNCATES)
-    out_ptr_HW = out_ptr + h_H[:, None] * C + w_W[None, :]
+        low_HW = _rounded(low_HW * low_weight_HW, x_ptr, TRUNCATES)
+        high_HW = _rounded(high_HW * high_weight_HW, x_ptr, TRUNCATES)
+    out_ptr_HW = out_ptr + h_HW * C + w_HW
     for is_high in tl.static_range(2):
-        cos_W = tl.load(cos_ptr + is_high * W + w_W, mask=is_w_W, other=0.0)
-        sin_W = tl.load(sin_ptr + is_high * W + w_W, mask=is_w_W, other=0.0)
-        cos_W, sin_W = _rounded(cos_W, x_ptr, TRUNCATES), _rounded(sin_W, x_ptr, TRUNCATES)
+        cos_HW = _rounded(tl.load(cos_ptr + is_high * W + w_HW, mask=is_x_HW, other=0.0), x_ptr, TRUNCATES)
+        sin_HW = _rounded(tl.load(sin_ptr + is_high * W + w_HW, mask=is_x_HW, other=0.0), x_ptr, TRUNCATES)
         if is_high:
-            straight_HW, across_HW = high_HW * cos_W[None, :], low_HW * sin_W[None, :]
+            straight_HW, across_HW = high_HW * cos_HW, low_HW * sin_HW
         else:
-            straight_HW, across_HW = low_HW * cos_W[None, :], -high_HW * sin_W[None, :]
+            straight_HW, across_HW = low_HW * cos_HW, -high_HW * sin_HW
         turned_HW = _rounded(straight_HW, x_ptr, TRUNCATES) + _rounded(across_HW, x_ptr, TRUNCATES)
         tl.store(out_ptr_HW + is_high * W, _rounded(turned_HW, x_ptr, TRUNCATES), mask=is_x_HW)
 

@@ -150,7 +150,7 @@ def test_norm_and_rotary_are_the_definition(triton_device, H, K, C, dtype):
 
 
 def test_one_norm_alone(triton_device):
-    q, k = (whole(seed, 1, 2, 3, 8, device=triton_device) for seed in (0, 1))
+    q, k = (whole(seed, 1, 3, 2, 8, device=triton_device).transpose(1, 2) for seed in (0, 1))  # heads apart, too
     weight_C, (cos, sin) = normal(2, 8, device=triton_device), tables(3, 1, 2, 8, triton_device)
     for weights in ((weight_C, None), (None, weight_C)):
         ours = module._norm_rotary_triton(q, k, *weights, EPS, cos, sin)
@@ -205,11 +205,13 @@ def test_any_leading_dimensions_and_strides(triton_device, leading, seed):
     wide = normal(seed, *leading, 8, 2, device=triton_device)
     for x in (wide[..., 0], wide.transpose(-1, -2)[..., :8], wide.flatten(-2)[..., 3:11]):
         weight_D = wide.new_ones(16)[::2]
-        for total, out in (module._rms_norm_triton(x, delta, weight_D, EPS) for delta in (None, x)):
+        apart = torch.cat((x, x), -1)[..., :8]  # rows as far apart as of no other
+        for delta in (None, x, apart):
+            total, out = module._rms_norm_triton(x, delta, weight_D, EPS)
             y = x if total is None else 2 * x
             assert out.shape == x.shape and (total is None or torch.equal(total, y))
             torch.testing.assert_close(out, rms_norm_ref(y, weight_D, EPS))
-        torch.testing.assert_close(module._swiglu_triton(x, x), swiglu_ref(x, x))
+        torch.testing.assert_close(module._swiglu_triton(x, apart), swiglu_ref(x, x))
 
 
 def test_a_row_does_not_depend_on_the_others(triton_device):
