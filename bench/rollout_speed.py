@@ -96,8 +96,9 @@ def run_rollout_speed(
             report()  # what is known so far
         del engines, decoder
     for model in large:
-        decoding += rollout_gpu.measure_decoding(model, repeats, only)
-        report()
+        for record in rollout_gpu.measure_decoding(model, repeats, only):
+            decoding.append(record)
+            report()
     print(report())
     return records
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Literal
 
@@ -35,6 +36,8 @@ from rollout.scheduler import Counts, Request, Sample, Scheduler
 from rollout.stops import StopFinder
 from rollout.vocabulary import load_tokenizer, special_token_ids
 from rollout.weights import load_decoder
+
+_VERSION = attrgetter("_version")  # hundreds of parameters, every step
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -320,4 +323,5 @@ class Engine:
 
     def _weights_version(self) -> int:
         """Another number whenever a parameter is written to, or another one takes its place."""
-        return sum(x._version + id(x) for parameters in self._parameters for x in parameters.values() if x is not None)
+        parameters = [x for named in self._parameters for x in named.values() if x is not None]
+        return sum(map(_VERSION, parameters)) + sum(map(id, parameters))

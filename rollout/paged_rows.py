@@ -246,16 +246,17 @@ class DecodeGraphs:
 
     def _record(self, inputs: _Inputs, temperature: float) -> Callable[[], Draw]:
         token_B, position_B, page_B, seed_B, sample_B, draw_B = inputs.column_6B
-        slot_P = self._cache.page_size
+        slot_B = torch.empty_like(position_B)
 
         def attend(layer: int, q_1BHC: Tensor, k_1BKC: Tensor, v_1BKC: Tensor) -> Tensor:
-            self._cache.write(layer, page_B, position_B % slot_P, k_1BKC[0], v_1BKC[0])
+            self._cache.write(layer, page_B, slot_B, k_1BKC[0], v_1BKC[0])
             return _paged(q_1BHC[0], *self._cache.layer(layer), inputs.tables)[None]
 
         def readout(hidden_1BD: Tensor, head_VD: Tensor) -> Draw:
             return linear_sample(hidden_1BD[0], head_VD, seed_B, sample_B, draw_B, temperature, check=False)
 
         def run() -> Draw:
+            torch.remainder(position_B, self._cache.page_size, out=slot_B)
             return self._decoder(token_B[None], position_B[None], attend, readout)
 
         if self._device.type != "cuda":
