@@ -4,12 +4,16 @@ from __future__ import annotations
 
 
 def tables(records: list[dict], setting: dict) -> str:
-    """One table per model and workload; rows are engines."""
+    """One table per model and workload; rows are engines. Without records just where they were measured."""
     peers = ", ".join(f"{name} {version}" for name, version in setting["peers"].items())
+    where = (
+        f"{setting['machine']['device']}; torch {setting['machine']['torch']}, {peers}; "
+        f"{setting['machine']['threads']} threads; {setting['repeats']} turns, commit {setting['machine']['commit']}."
+    )
+    if not records:
+        return where
     lines = [
-        f"{setting['machine']['device']}; torch {setting['machine']['torch']}, {peers}; {setting['dtype']}, "
-        f"{setting['machine']['threads']} threads; {setting['repeats']} turns, commit {setting['machine']['commit']}. "
-        f"Contexts: {setting['data']}; lengths divided by {setting['shorten']}.",
+        f"{where} {setting['dtype']}. Contexts: {setting['data']}; lengths divided by {setting['shorten']}.",
         "",
         "Tokens that were asked for, per second: median of the turns, seconds (least-most). Ours over it: median of "
         "the turns' ratios, above 1 where ours is faster. Each setting had one turn before; the best goes on.",
@@ -70,4 +74,4 @@ def decoding_table(records: list[dict]) -> str:
             cells += [f"{1e3 * r['floor_s']:.2f}", f"{r['of_floor']:.0%}"]
             cells.append("-" if r["outside"] is None else f"{r['outside']:.0%}")
         lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(["", "", "### decoding", "", *lines])
+    return "\n".join(["", "", "### decoding, bfloat16, 8 samples of each context", "", *lines])
