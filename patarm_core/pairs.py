@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 
+from patarm_core.fields import kind
 from patarm_core.prompts import ROLES, Message, Prompt, flatten
 from patarm_core.rubrics import unknown_task
 
@@ -154,7 +155,7 @@ class _Row:
         if isinstance(value, str):
             return self._checked("prompt", value)
         if not isinstance(value, list):
-            raise self.error("prompt", f'is {_kind(value)}; expected a text or a list of {{"role", "content"}}')
+            raise self.error("prompt", f'is {kind(value)}; expected a text or a list of {{"role", "content"}}')
         if not value:
             raise self.error("prompt", "has no messages; expected at least one")
         messages = tuple(self._message(f"prompt[{i}]", entry) for i, entry in enumerate(value))
@@ -167,7 +168,7 @@ class _Row:
             raise self.error("task", f"missing; expected one of {', '.join(tasks)}")
         value = self.data.get("task", default)
         if not isinstance(value, str):
-            raise self.error("task", f"is {_kind(value)}; expected one of {', '.join(tasks)}")
+            raise self.error("task", f"is {kind(value)}; expected one of {', '.join(tasks)}")
         if value not in tasks:
             raise self.error("task", unknown_task(value, tasks))
         return value
@@ -183,7 +184,7 @@ class _Row:
 
     def _message(self, field: str, entry: object) -> Message:
         if not isinstance(entry, dict):
-            raise self.error(field, f'is {_kind(entry)}; expected {{"role", "content"}}')
+            raise self.error(field, f'is {kind(entry)}; expected {{"role", "content"}}')
         for part in Message._fields:
             if part not in entry:
                 raise self.error(f"{field}.{part}", 'missing; expected {"role", "content"}')
@@ -200,7 +201,7 @@ class _Row:
 
     def _string(self, field: str, value: object) -> str:
         if not isinstance(value, str):
-            raise self.error(field, f"is {_kind(value)}; expected a text")
+            raise self.error(field, f"is {kind(value)}; expected a text")
         try:
             value.encode()
         except UnicodeEncodeError:  # half of a surrogate pair, or bytes read with errors="surrogateescape"
@@ -220,22 +221,8 @@ def _rows(lines: Iterable[str], name: str) -> Iterator[tuple[int, _Row]]:
         except (ValueError, RecursionError):  # a number of thousands of digits; brackets nested as deep
             raise DataError(f"{name}:{number}: not JSON: too large a value; expected one object per line") from None
         if not isinstance(data, dict):
-            raise DataError(f"{name}:{number}: is {_kind(data)}; expected one object per line")
+            raise DataError(f"{name}:{number}: is {kind(data)}; expected one object per line")
         yield number, _Row(data, name, number)
-
-
-def _kind(value: object) -> str:
-    if value is None:
-        return "null"
-    names = {
-        bool: "true or false",
-        int: "a number",
-        float: "a number",
-        str: "a text",
-        list: "a list",
-        dict: "an object",
-    }
-    return names[type(value)]
 
 
 def _to_json(record: Pair | JudgmentExample) -> str:
