@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 from rollout.mistakes import tell
+from rollout.threads import wait_briefly
 
 
 def main(arguments: list[str]) -> int:
@@ -52,7 +53,7 @@ def main(arguments: list[str]) -> int:
     for command in (step, compiled, kernels, rollout, serve):
         command.add_argument("--out", type=Path, help="folder for the result as JSON and as a Markdown table")
     options = parser.parse_args(arguments)
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as in training, before torch is imported
+    wait_briefly()
     try:
         options.run(options)
     except (ValueError, OSError) as error:

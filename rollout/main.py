@@ -10,11 +10,11 @@ python rollout/main.py serve --model DIR [--port 8000]                         o
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 
 from rollout.mistakes import tell
 from rollout.options import add_judge_options
+from rollout.threads import wait_briefly
 
 
 def main(arguments: list[str]) -> int:
@@ -58,7 +58,7 @@ def main(arguments: list[str]) -> int:
     serve.set_defaults(run=_serve)
     add_judge_options(serve)
     options = parser.parse_args(arguments)
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as in training, before torch is imported
+    wait_briefly()
     try:
         options.run(options)
     except (ValueError, OSError) as error:

@@ -9,6 +9,7 @@ import time
 from patarm_core.recipe import read_recipe
 from rollout.contexts import read_text
 from rollout.mistakes import tell
+from rollout.threads import wait_briefly
 from trainer.config import Recipe
 from trainer.mistakes import leave_it_to_rank_0
 
@@ -28,8 +29,7 @@ def main(arguments: list[str]) -> int:
             leave_it_to_rank_0(error)
         tell(error)
         return 1
-    # Threads that spin at a barrier take the core that the others wait for. Read when torch is first imported.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    wait_briefly()
     from trainer.run import run  # here, so that a mistyped recipe is told before torch has loaded
 
     try:
