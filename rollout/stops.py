@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from rollout.vocabulary import token_texts
+
+_NUM_SETS = 64  # of stop strings that are remembered; a server's clients name any
 
 
 class StopFinder:
@@ -14,15 +18,13 @@ class StopFinder:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> None:
         self._tokenizer, self._vocab_size = tokenizer, vocab_size
         self._pieces: list[str] = []  # decoded when first asked for
-        self._can_end: dict[tuple[str, ...], np.ndarray] = {}
+        self.can_end_V = lru_cache(_NUM_SETS)(self._compute_can_end_V)
 
-    def can_end_V(self, stop: tuple[str, ...]) -> np.ndarray:
+    def _compute_can_end_V(self, stop: tuple[str, ...]) -> np.ndarray:
         """bool [V]: the token can hold the last character of one of the strings."""
-        if stop not in self._can_end:
-            if not self._pieces:
-                self._pieces = token_texts(self._tokenizer, self._vocab_size)
-            self._can_end[stop] = np.array([any(_can_end(piece, string) for string in stop) for piece in self._pieces])
-        return self._can_end[stop]
+        if not self._pieces:
+            self._pieces = token_texts(self._tokenizer, self._vocab_size)
+        return np.array([any(_can_end(piece, string) for string in stop) for piece in self._pieces])
 
     def cut(self, token_ids: list[int], stop: tuple[str, ...]) -> str | None:
         """The text up to the end of the stop string that ends first, or None if there is none in it."""

@@ -226,6 +226,15 @@ def test_a_character_of_several_tokens_ends_a_completion():
     assert finder.cut(token_ids[:-1], ("sé",)) is None
 
 
+def test_few_sets_of_stop_strings_are_remembered():
+    """A server's clients may name any number of them, and each is as long as the vocabulary."""
+    finder = StopFinder(tokenizer(), V)
+    assert finder.can_end_V(("er",)) is finder.can_end_V(("er",))
+    for number in range(200):
+        finder.can_end_V((str(number),))
+    assert finder.can_end_V.cache_info().currsize < 100
+
+
 # Weights
 
 
