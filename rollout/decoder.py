@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from kernels.fused import add_rms_norm, norm_rotary, rms_norm, swiglu
 from kernels.matmul import lay_side_by_side_, linear, side_by_side
@@ -133,7 +134,8 @@ class Decoder(nn.Module):
         # `to_empty` and moves between devices give each module a parameter of its own: a tied head would part.
         super()._apply(fn, recurse)
         self._tie_()
-        if self.norm.weight.is_cuda:
+        # A sharded decoder's slices lie where FSDP puts them, and to join them would gather them.
+        if self.norm.weight.is_cuda and not isinstance(self.norm.weight, DTensor):
             self.lay_side_by_side_()
         return self
 
