@@ -37,7 +37,7 @@ from rollout.stops import StopFinder
 from rollout.vocabulary import load_tokenizer, special_token_ids
 from rollout.weights import load_decoder
 
-_VERSION = attrgetter("_version")  # hundreds of parameters, every step
+_VERSION = attrgetter("_version")  # of hundreds of parameters, every step
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -105,7 +105,7 @@ class Engine:
             batch_invariant=self.batch_invariant, is_paged=is_paged, graphs=self.config.cuda_graphs,
         )  # fmt: skip
         self._parameters = [module._parameters for module in decoder.modules() if module._parameters]
-        self._weights = self._weights_version()
+        self._places, self._versions = self._weights_now()
 
     @classmethod
     def from_pretrained(
@@ -177,9 +177,10 @@ class Engine:
                         numbers[self.submit(context, params)] = number
                 if not numbers:
                     return
-                for request in self.step():
-                    if request in numbers:
-                        yield numbers.pop(request), request.completions
+                self.step()
+                # Not those that `step` returned alone: whoever else steps may have finished some.
+                for request in [request for request in numbers if request.is_finished]:
+                    yield numbers.pop(request), request.completions
         finally:
             for request in numbers:
                 self.cancel(request)
@@ -205,10 +206,13 @@ class Engine:
     @torch.inference_mode()
     def step(self) -> list[Request]:
         """One forward pass. Returns the requests that it finished."""
-        if self._weights != (version := self._weights_version()):
+        places, versions = self._weights_now()
+        if places != self._places:
+            self.release_memory()  # graphs read the weights where they were
+        elif versions != self._versions:
             self._scheduler.forget()
             self._runner.forget_weights()
-            self._weights = version
+        self._places, self._versions = places, versions
         step = self._scheduler.plan()
         if not step.num_tokens:
             return []
@@ -226,7 +230,8 @@ class Engine:
         """Copies (name, tensor) into the decoder, names as in `full_tensors`.
 
         Whoever writes to the decoder's parameters otherwise needs not tell: torch counts the changes of a tensor, and
-        the engine compares that count before every step.
+        the engine compares that count, and where the tensor lies, before every step. It does not count what is written
+        to a parameter's `.data`: after that, call `release_memory`.
         """
         parameters = dict(self.decoder.named_parameters())
         with torch.no_grad():
@@ -321,7 +326,7 @@ class Engine:
         fixed = self.batch_invariant and self.device.type != "cpu"
         return self.config.max_rows if fixed else self.config.max_step_tokens
 
-    def _weights_version(self) -> int:
-        """Another number whenever a parameter is written to, or another one takes its place."""
+    def _weights_now(self) -> tuple[list[int], list[int]]:
+        """(where each parameter lies, how often it was written to)"""
         parameters = [x for named in self._parameters for x in named.values() if x is not None]
-        return sum(map(_VERSION, parameters)) + sum(map(id, parameters))
+        return list(map(Tensor.data_ptr, parameters)), list(map(_VERSION, parameters))

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from functools import cache
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -248,6 +249,17 @@ def test_a_stream_leaves_the_requests_of_others_alone():
     assert_identical([mine.completions], alone("plain")[:1])
 
 
+def test_streams_of_one_engine_may_take_turns():
+    """What another stream's steps have finished is still told."""
+    it = engine()
+    first = it.stream(work()[:5])
+    found = dict([next(first)])
+    assert_identical(generate(it, range(20)), alone("plain"))
+    assert not it.has_work
+    found |= islice(first, 5)
+    assert_identical([found[number] for number in range(5)], alone("plain")[:5])
+
+
 # Weights and memory
 
 
@@ -282,7 +294,7 @@ def test_new_weights_in_the_middle_count_from_there_on(num_pages):
     assert_identical(generate(it, range(8)), generate(Engine(new, tokenizer()), range(8)))
 
 
-def test_weights_written_anew_with_the_same_values_change_nothing():
+def test_weights_written_anew_with_the_same_values_changenothing():
     it = engine()
     running = [it.submit(*pair) for pair in work()]
     for _ in range(5):
@@ -292,6 +304,24 @@ def test_weights_written_anew_with_the_same_values_change_nothing():
         it.step()
     assert it.stats.counts.num_recomputed_tokens
     assert_identical([request.completions for request in running], alone("plain"))
+
+
+def swap(decoder):
+    mlp = decoder.layers[0].mlp
+    mlp.gate_proj.weight, mlp.up_proj.weight = mlp.up_proj.weight, mlp.gate_proj.weight
+
+
+def move(decoder):
+    weight = decoder.layers[0].mlp.up_proj.weight
+    weight.data = 1.5 * weight.data
+
+
+@pytest.mark.parametrize("change", [swap, move])
+def test_weights_that_lie_elsewhere_are_new_ones(change):
+    it = engine()
+    generate(it, range(8))
+    change(it.decoder)
+    assert_identical(generate(it, range(8)), generate(Engine(it.decoder, tokenizer()), range(8)))
 
 
 @pytest.mark.parametrize("again", [True, False])

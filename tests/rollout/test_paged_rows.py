@@ -165,6 +165,21 @@ def test_graphs_are_forgotten_with_the_memory(recorded):
     assert sizes == [(8, 1.0)] * 2
 
 
+def test_graphs_are_forgotten_when_weights_lie_elsewhere(recorded):
+    """They read them where they were recorded; what is written in place they see."""
+    sizes, _ = recorded
+    model = decoder(seed=5, dtype=torch.float64, num_hidden_layers=1)
+    engine = paged(model, batch_invariant=False)
+    params = [SamplingParams(n=5, max_tokens=20, seed=1)]
+    engine.generate([context(20)], params)
+    engine.update_weights([("norm.weight", 0.5 * model.norm.weight)])
+    engine.generate([context(20)], params)
+    assert sizes == [(8, 1.0)]
+    model.norm.weight = torch.nn.Parameter(model.norm.weight.detach().clone())
+    engine.generate([context(20)], params)
+    assert sizes == [(8, 1.0)] * 2
+
+
 def test_what_a_graph_does_not_do_is_run_plainly(recorded):
     sizes, _ = recorded
     engine = paged(DOUBLE, batch_invariant=False)
