@@ -33,7 +33,8 @@ def main(arguments: list[str]) -> int:
     compiled.set_defaults(run=_compile)
     kernels = commands.add_parser("kernels", help="time and memory of each kernel beside plain torch, here")
     names = "sample, linear_sample, linear_logprob, grpo_loss, linear_grpo_loss, paged_attention"
-    kernels.add_argument("--only", help=f"some of {names}; comma-separated")
+    fused = "rms_norm, add_rms_norm, swiglu, norm_rotary, write_pages"
+    kernels.add_argument("--only", help=f"some of {names}, {fused}; comma-separated")
     kernels.add_argument("--repeats", type=int, default=5, help="timed turns of each form (default: 5)")
     kernels.set_defaults(run=_kernels)
     rollout = commands.add_parser("rollout", help="tokens per second of the rollout engine beside other engines")

@@ -30,6 +30,9 @@ def add_judge_options(parser: argparse.ArgumentParser) -> None:
 
 
 def load_judge(options: argparse.Namespace) -> Judge:
+    for name in ("votes", "max_completion_tokens"):
+        if (value := getattr(options, name)) < 1:
+            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
     import torch
 
     from rollout.engine import EngineConfig

@@ -18,7 +18,7 @@ def run_serve(options: argparse.Namespace) -> None:
     try:
         import uvicorn
     except ModuleNotFoundError:
-        raise ValueError("serving needs uvicorn: pip install 'patarm[serve]'") from None
+        raise ValueError("serving needs uvicorn: pip install -e '.[serve]', where patarm was checked out") from None
 
     config = ServerConfig(
         model_name=options.model_name or Path(options.model).resolve().name,

@@ -131,7 +131,7 @@ def test_what_was_begun_otherwise_does_not_go_on(run, tmp_path, monkeypatch, cap
         ("score", {"prompt": "x", "response": "x" * 999}, "this item: the context has"),
         ("score", {"prompt": "x", "response": "x", "max_context_tokens": 5}, "prompt.max_context_tokens is 5"),
         ("score", {"prompt": "x", "response": "x", "task": "chess"}, "task: unknown task 'chess'"),
-        ("score", {"prompt": "x", "response": "x", "votes": 0}, "n=0 must be at least 1"),
+        ("score", {"prompt": "x", "response": "x", "votes": -1, "model": "nowhere"}, "--votes must be at least 1"),
         ("score", {"prompt": "x", "response": "x", "model": "nowhere"}, "config.json: no such file"),
         ("score", {"prompt": "x", "response": "x", "rubrics_file": "nowhere.toml"}, "nowhere.toml: no such file"),
         ("compare", {"prompt": "x", "response_a": "x"}, "--response-b"),

@@ -82,6 +82,7 @@ def test_requests_that_outlast_the_grace_time_are_told(tiny_judge):
         (["--host", "nowhere.invalid"], "--host nowhere.invalid"),
         (["--api-key-file", "nowhere"], "nowhere: no such file"),
         (["--max-n", "0"], "max_n=0 must be positive"),
+        (["--max-completion-tokens", "0"], "--max-completion-tokens must be at least 1, got 0"),
         (["--model", "nowhere"], "nowhere"),
     ],
 )
@@ -89,6 +90,12 @@ def test_what_keeps_it_from_coming_up_is_one_line(tiny_judge, capsys, options, m
     assert main(["serve", "--model", str(tiny_judge), "--port", "0", *options]) == 1
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1 and message in error
+
+
+def test_without_uvicorn_it_says_how_to_get_it(tiny_judge, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    assert main(["serve", "--model", str(tiny_judge)]) == 1
+    assert capsys.readouterr().err.startswith("error: serving needs uvicorn: pip install -e '.[serve]'")
 
 
 def test_a_port_that_is_taken_is_told(tiny_judge, capsys):
