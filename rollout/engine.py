@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from math import inf
 from operator import attrgetter
 from pathlib import Path
 from typing import Literal
@@ -59,8 +60,10 @@ class EngineConfig:
                 raise ValueError(f"{name}={value} must be at least {least}")
         if self.page_size not in (None, 8, 16, 32, 64):
             raise ValueError(f"page_size={self.page_size} must be 8, 16, 32 or 64")
-        if self.kv_gib is not None and not self.kv_gib > 0:
-            raise ValueError(f"kv_gib={self.kv_gib} must be positive")
+        if self.kv_gib is not None and not 0 < self.kv_gib < inf:
+            raise ValueError(f"kv_gib={self.kv_gib} must be positive and finite")
+        if self.attention not in (None, "blocks", "paged"):
+            raise ValueError(f'attention={self.attention!r} must be "blocks" or "paged"')
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +96,8 @@ class Engine:
         self._ends = frozenset(special_token_ids(tokenizer))
         self._stops = StopFinder(tokenizer, decoder.config.vocab_size)
         dtype = next(decoder.parameters()).dtype
+        if self.config.attention == "blocks" and not is_cpu:
+            raise ValueError(f'attention="blocks" is for a CPU; the decoder is on {self.device}')
         is_paged = (self.config.attention or ("blocks" if is_cpu else "paged")) == "paged"
         page_size = self.config.page_size or (16 if is_paged else BLOCK)
         self._cache = KvCache(decoder.config, self._num_pages(page_size, dtype), page_size, dtype, self.device)
@@ -232,10 +237,18 @@ class Engine:
         Whoever writes to the decoder's parameters otherwise needs not tell: torch counts the changes of a tensor, and
         the engine compares that count, and where the tensor lies, before every step. It does not count what is written
         to a parameter's `.data`: after that, call `release_memory`.
+
+        Raises:
+            ValueError: a name that the decoder does not have, or a tensor of another shape; those before it are copied.
         """
         parameters = dict(self.decoder.named_parameters())
         with torch.no_grad():
             for name, tensor in tensors:
+                if name not in parameters:
+                    raise ValueError(f"{name}: the decoder has no such parameter (a tied head goes by its embedding)")
+                if parameters[name].shape != tensor.shape:
+                    shapes = tuple(tensor.shape), tuple(parameters[name].shape)
+                    raise ValueError(f"{name}: has shape {shapes[0]}; the decoder's is {shapes[1]}")
                 parameters[name].copy_(tensor)
 
     def release_memory(self) -> None:

@@ -164,7 +164,9 @@ def _redraw_well_formed_(
     drawn: Drawn, hidden_BD: Tensor, head_VD: Tensor, rows: Sequence[Sample], arguments: tuple, places: list[int]
 ) -> None:
     """Draws these places again, from the tokens that their grammars allow. Entropies are of the policy and stay."""
-    places_B = np.array(places + [places[0]] * (-len(places) % ROWS))
+    # On a GPU as many as are drawn without: with batch invariance that is always the same number.
+    num_padding = len(hidden_BD) - len(places) if hidden_BD.is_cuda else -len(places) % ROWS
+    places_B = np.array(places + [places[0]] * num_padding)
     allowed_BV = np.stack(
         [
             params.grammar.allowed_V(sample.grammar_state, params.max_tokens - len(sample.token_ids))

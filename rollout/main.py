@@ -61,7 +61,7 @@ def main(arguments: list[str]) -> int:
     wait_briefly()
     try:
         options.run(options)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:
         tell(error)
         return 1
     except KeyboardInterrupt:

@@ -3,6 +3,7 @@
 V vocabulary   T tokens
 """
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -327,3 +328,26 @@ def test_refuses_a_directory_without_a_tokenizer(tmp_path):
     save_decoder(decoder(), tmp_path)
     with pytest.raises(ValueError, match=r"no tokenizer\.json; a model directory holds its tokenizer$"):
         load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"attention": "flash"}, 'attention=\'flash\' must be "blocks" or "paged"'),
+        ({"kv_gib": float("inf")}, "kv_gib=inf must be positive and finite"),
+        ({"kv_gib": float("nan")}, "kv_gib=nan must be positive and finite"),
+    ],
+)
+def test_sizes_that_make_no_sense_are_refused(settings, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        EngineConfig(**settings)
+
+
+def test_weights_that_do_not_fit_are_refused():
+    engine = Engine(decoder(), tokenizer())
+    for name, tensor, message in (
+        ("norm", torch.ones(1), "norm: the decoder has no such parameter"),
+        ("norm.weight", torch.ones(1), "norm.weight: has shape (1,); the decoder's is"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            engine.update_weights([(name, tensor)])
