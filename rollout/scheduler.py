@@ -204,9 +204,7 @@ class Scheduler:
         request = sample.request
         request.num_open -= 1
         if request.is_finished:
-            self._dismiss(request)
-            if self._alone is request:
-                self._alone = None
+            self._leave(request)
         return request.is_finished
 
     def cancel(self, request: Request) -> None:
@@ -214,14 +212,9 @@ class Scheduler:
         if request.is_finished or request.is_cancelled:
             return
         request.is_cancelled = True
-        if self._alone is request:
-            self._alone = None
         for sample in [sample for sample in self.running if sample.request is request]:
             self._stop(sample)
-        if request.node is not None:
-            self._dismiss(request)
-        else:
-            self.waiting.remove(request)
+        self._leave(request)
 
     def forget(self) -> None:
         """Drops all keys and values: the weights have changed, or their memory is gone. Samples keep their tokens."""
@@ -399,6 +392,15 @@ class Scheduler:
         """An admitted request without running samples waits again."""
         self._dismiss(request)
         self.waiting.appendleft(request)
+
+    def _leave(self, request: Request) -> None:
+        """It is finished or cancelled, and does not come back."""
+        if self._alone is request:
+            self._alone = None
+        if request.node is None:
+            self.waiting.remove(request)
+        else:
+            self._dismiss(request)
 
     def _dismiss(self, request: Request) -> None:
         self.admitted.remove(request)
