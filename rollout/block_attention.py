@@ -120,10 +120,13 @@ class BlockAttention:
         """Pages from position 0 on."""
         P = self._cache.page_size
         num_pages = -(-max(s.own_start + s.num_computed + 1 for s in rows) // BLOCK) * self._pages_per_block
-        table_RM = np.zeros((len(rows), num_pages), dtype=np.int64)
+        table_RM, node, shared = np.zeros((len(rows), num_pages), dtype=np.int64), None, []
         for row, sample in enumerate(rows):
             num_shared = sample.first_block * self._pages_per_block
-            table_RM[row, :num_shared] = sample.request.node.table(P)[:num_shared]
+            if sample.request.node is not node:  # siblings follow one another
+                node = sample.request.node
+                shared = node.table(P)[:num_shared]
+            table_RM[row, :num_shared] = shared
             table_RM[row, num_shared:] = tables[sample.row, : num_pages - num_shared]
         return table_RM
 

@@ -47,12 +47,12 @@ class Rows:
 
 
 def decoding_rows(samples: Sequence[Sample], scheduler: Scheduler) -> Rows:
-    P, nodes, start_G, prefixes = scheduler.pool.page_size, None, [], []
+    P, node, start_G, prefixes = scheduler.pool.page_size, None, [], []
     for b, sample in enumerate(samples):
-        if sample.request.node is not nodes:
-            nodes = sample.request.node
+        if sample.request.node is not node:
+            node = sample.request.node
             start_G.append(b)
-            prefixes.append(nodes.table(P)[: sample.first_block])
+            prefixes.append(node.table(P)[: sample.first_block])
     place_3B = np.array([(s.row, s.own_start + s.num_computed + 1, s.first_block) for s in samples]).T
     length_B = place_3B[1] - place_3B[2] * scheduler.block_size
     return Rows(scheduler.tables[place_3B[0], : cdiv(int(length_B.max()), P)], length_B, start_G, prefixes)
