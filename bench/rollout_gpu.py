@@ -37,8 +37,8 @@ MODELS = {
 }
 CASES = [(64, 1024), (256, 1024), (64, 4096), (256, 4096)]  # samples, tokens of their contexts
 _NUM_SAMPLES = 8  # of each context
-_NUM_STEPS = 96  # timed; the first few of a window warm up what is compiled or recorded on first use
-_NUM_WARM = 16
+_NUM_WARM = 16  # steps before the window: what is compiled or recorded on first use is not timed
+_NUM_STEPS = 96
 _NUM_PROFILED = 8
 
 
