@@ -9,6 +9,8 @@ import math
 from collections.abc import Callable, Hashable, Sequence
 from typing import Literal
 
+Estimator = Literal["grpo", "dr_grpo", "rloo", "reinforce++", "reinforce++_baseline"]
+
 
 def group_ids(num_pairs: int, num_rollouts: int, group: Literal["side", "pair"] = "side") -> list[int]:
     """Group ids for rewards laid out pair by pair, the chosen rollouts of a pair before its rejected ones.
@@ -86,6 +88,45 @@ def reinforce_plus_plus(
     baseline_ids = [0] * len(rewards) if group_ids is None else group_ids
     centred = dr_grpo(rewards, baseline_ids)
     return _scaled(centred, ddof, eps) if any(centred) else centred
+
+
+def estimate(name: Estimator, rewards: Sequence[float], group_ids: Sequence[Hashable]) -> list[float]:
+    """Advantages by the estimator of that name; "reinforce++" knows no groups, its "_baseline" does."""
+    if name == "reinforce++":
+        return reinforce_plus_plus(rewards)
+    by_name = {"grpo": group_relative, "dr_grpo": dr_grpo, "rloo": rloo, "reinforce++_baseline": reinforce_plus_plus}
+    if name not in by_name:
+        raise ValueError(f"unknown estimator {name!r}; estimators are reinforce++, {', '.join(by_name)}")
+    return by_name[name](rewards, group_ids)
+
+
+def estimate_separately(
+    name: Estimator, parts: Sequence[Sequence[float]], group_ids: Sequence[Hashable]
+) -> list[float]:
+    """Advantages of each part of the reward by itself, added up.
+
+    Where rewards are divided by their deviation, a part that varies much (the format, early in training) no longer
+    shrinks what another one says.
+
+    Args:
+        parts: R = Σ parts, each a reward per rollout.
+    """
+    return [math.fsum(of_parts) for of_parts in zip(*(estimate(name, part, group_ids) for part in parts), strict=True)]
+
+
+def variance_shares(parts: Sequence[Sequence[float]], group_ids: Sequence[Hashable]) -> list[float] | None:
+    """What each part contributes to the variance of R = Σ parts within groups: Cov(part, R) / Var(R).
+
+    Both are sums over the groups. The shares add up to 1, and one is negative where a part works against the others.
+    None where no group's rewards R differ.
+    """
+    rewards = [math.fsum(of_parts) for of_parts in zip(*parts, strict=True)]
+    centred = dr_grpo(rewards, group_ids)
+    variance = math.fsum(r * r for r in centred)
+    if variance == 0:
+        return None
+    # The centred rewards of a group add up to 0, so a part need not be centred too.
+    return [math.fsum(x * r for x, r in zip(part, centred, strict=True)) / variance for part in parts]
 
 
 def zero_variance_groups(rewards: Sequence[float], group_ids: Sequence[Hashable]) -> list[Hashable]:

@@ -9,7 +9,7 @@ import dataclasses
 import hashlib
 import json
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 from patarm_core.pairs import Pair
 
@@ -90,17 +90,59 @@ class PairRandomSampler:
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Continues where the state was saved; ValueError if that was another order of pairs."""
-        own = self.state_dict()
-        if state.keys() != own.keys():
-            raise ValueError(f"a sampler state has the keys {', '.join(own)}, got {', '.join(state) or 'none'}")
-        for key in ("seed", "num_pairs", "pairs_per_step"):
-            if state[key] != own[key]:
-                raise ValueError(
-                    f"the sampler state was saved with {key}={state[key]}, but this run has {key}={own[key]}"
-                )
-        if state["step"] < 0:
-            raise ValueError(f"the sampler state has step={state['step']}, which is negative")
+        _check_state(state, self.state_dict(), "step")
         self.step = state["step"]
+
+
+class PairStream:
+    """Deals the same permutations pair by pair, as many as are asked for: for steps that drop pairs and draw others.
+
+    It goes on for ever, epoch after epoch; its state is the number of pairs that it has passed.
+    """
+
+    def __init__(self, num_pairs: int, seed: int):
+        if num_pairs < 1:
+            raise ValueError(f"num_pairs must be at least 1, got {num_pairs}")
+        self.num_pairs = num_pairs
+        self.seed = seed
+        self.position = 0
+        self._shuffled: tuple[int, list[int]] = (-1, [])
+
+    def take(self, count: int, seen: Collection[int] = ()) -> list[int]:
+        """The next `count` pairs, all different and none of `seen`; fewer when there are no others.
+
+        What is passed over, where one epoch ends and the next begins, does not come again in its epoch.
+        """
+        taken: dict[int, None] = {}
+        most = min(count, self.num_pairs - len(set(seen)))
+        while len(taken) < most:
+            epoch, place = divmod(self.position, self.num_pairs)
+            if self._shuffled[0] != epoch:
+                self._shuffled = (epoch, _permutation(self.num_pairs, self.seed, epoch))
+            self.position += 1
+            pair = self._shuffled[1][place]
+            if pair not in seen:
+                taken[pair] = None
+        return list(taken)
+
+    def state_dict(self) -> dict[str, int]:
+        return {"position": self.position, "seed": self.seed, "num_pairs": self.num_pairs}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Continues where the state was saved; ValueError if that was another order of pairs."""
+        _check_state(state, self.state_dict(), "position")
+        self.position = state["position"]
+
+
+def _check_state(state: dict[str, int], own: dict[str, int], place: str) -> None:
+    """Raises ValueError unless the states differ in nothing but `place`, which is not negative."""
+    if state.keys() != own.keys():
+        raise ValueError(f"a sampler state has the keys {', '.join(own)}, got {', '.join(state) or 'none'}")
+    for key in own:
+        if key != place and state[key] != own[key]:
+            raise ValueError(f"the sampler state was saved with {key}={state[key]}, but this run has {key}={own[key]}")
+    if state[place] < 0:
+        raise ValueError(f"the sampler state has {place}={state[place]}, which is negative")
 
 
 def flip_sides(pairs: Sequence[Pair], share: float, seed: int) -> tuple[list[Pair], list[bool]]:

@@ -9,10 +9,13 @@ from hypothesis import strategies as st
 
 from patarm_core.advantages import (
     dr_grpo,
+    estimate,
+    estimate_separately,
     group_ids,
     group_relative,
     reinforce_plus_plus,
     rloo,
+    variance_shares,
     zero_variance_groups,
 )
 from tests.strategies import grouped_rewards, rewards
@@ -129,6 +132,71 @@ def test_zero_variance_groups_are_those_of_one_exact_reward(rows):
     batch, keys = columns(rows)
     equal = [k for k in dict.fromkeys(keys) if len({r for r, other in rows if other == k}) == 1]
     assert zero_variance_groups(batch, keys) == equal
+
+
+# (PAR, format, group id) rows of one batch, as rewards have them and any others.
+part_rows = st.lists(st.tuples(rewards, st.sampled_from([-1.5, -1.0, 0.0]) | st.floats(-10, 10), st.integers(0, 3)))
+
+
+def of_parts(rows):
+    par, format, keys = (list(column) for column in zip(*rows, strict=True)) if rows else ([], [], [])
+    return [par, format], keys
+
+
+@given(part_rows)
+@example([(1.2, 0.0, 0), (0.0, -1.5, 0), (1.4, 0.0, 1), (0.0, 0.0, 1)])
+@example([(1.2, -1.2, 0), (0.0, 0.0, 0)])  # parts that cancel: R does not vary
+def test_shares_of_variance_are_covariances_with_the_whole_within_groups(rows):
+    parts, keys = of_parts(rows)
+    whole = [Fraction(math.fsum(pair)) for pair in zip(*parts, strict=True)]
+
+    def covariance(xs, ys):
+        total = Fraction()
+        for key in set(keys):
+            own = [(Fraction(x), Fraction(y)) for x, y, other in zip(xs, ys, keys, strict=True) if other == key]
+            total += sum((x - mean([a for a, _ in own])) * (y - mean([b for _, b in own])) for x, y in own)
+        return total
+
+    shares = variance_shares(parts, keys)
+    variance = covariance(whole, whole)
+    if variance == 0:
+        assert shares is None
+    elif variance > 1e-9:  # below, rounding of the rewards is what varies
+        assert shares == pytest.approx(
+            [float(covariance(part, whole) / variance) for part in parts], rel=1e-6, abs=1e-6
+        )
+        assert sum(shares) == pytest.approx(1, abs=1e-6)
+
+
+def test_shares_of_variance_by_hand():
+    # One group: R = 1.2, 0, -1.5. mean -0.1; PAR·(R - mean) = 1.56, format·(R - mean) = 2.1; variance 3.66.
+    assert variance_shares([[1.2, 0, 0], [0, 0, -1.5]], "aaa") == close([1.56 / 3.66, 2.1 / 3.66])
+    assert variance_shares([[1.2] * 8, [0.0] * 8], "a" * 8) is None  # of which a float mean is not 1.2
+    assert variance_shares([[1.0, 0.0], [0.0, 0.5]], "aa") == close([2.0, -1.0])  # format works against PAR
+
+
+@pytest.mark.parametrize("name", ["grpo", "dr_grpo", "rloo", "reinforce++", "reinforce++_baseline"])
+@given(rows=part_rows)
+def test_separate_parts_are_estimated_apart_and_added(name, rows):
+    parts, keys = of_parts(rows)
+    sums = [a + b for a, b in zip(*(estimate(name, part, keys) for part in parts), strict=True)]
+    assert estimate_separately(name, parts, keys) == close(sums)
+    assert estimate_separately(name, parts[:1], keys) == estimate(name, parts[0], keys)
+    if name in ("dr_grpo", "rloo"):  # which divide by nothing, and so are linear
+        together = estimate(name, [a + b for a, b in zip(*parts, strict=True)], keys)
+        assert sums == pytest.approx(together, rel=1e-9, abs=1e-9)
+
+
+@given(grouped_rewards)
+def test_an_estimator_goes_by_its_name(rows):
+    batch, keys = columns(rows)
+    assert estimate("grpo", batch, keys) == group_relative(batch, keys)
+    assert estimate("dr_grpo", batch, keys) == dr_grpo(batch, keys)
+    assert estimate("rloo", batch, keys) == rloo(batch, keys)
+    assert estimate("reinforce++", batch, keys) == reinforce_plus_plus(batch)
+    assert estimate("reinforce++_baseline", batch, keys) == reinforce_plus_plus(batch, keys)
+    with pytest.raises(ValueError, match="unknown estimator 'ppo'; estimators are reinforce"):
+        estimate("ppo", batch, keys)
 
 
 @given(st.integers(0, 4), st.integers(0, 4))

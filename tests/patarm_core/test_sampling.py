@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from patarm_core.pairs import Pair
-from patarm_core.sampling import PairRandomSampler, flip_sides
+from patarm_core.sampling import PairRandomSampler, PairStream, flip_sides
 
 sizes = st.integers(1, 40)
 seeds = st.integers(0, 2**32)
@@ -75,6 +75,32 @@ def test_the_global_generator_is_left_alone():
 
 def test_a_rank_may_have_no_pair():
     assert [next(iter(PairRandomSampler(1, 4, 0, rank, 3))) for rank in range(3)] == [[0], [], []]
+
+
+@given(sizes, seeds, st.lists(st.integers(1, 40), max_size=6), st.sets(st.integers(0, 39)))
+def test_a_stream_deals_the_samplers_epochs_pair_by_pair(num_pairs, seed, counts, seen):
+    stream, sampler = PairStream(num_pairs, seed), PairRandomSampler(num_pairs, num_pairs, seed)
+    flat = [pair for epoch in range(20) for pair in sampler.global_step(epoch)]
+    seen = {pair for pair in seen if pair < num_pairs}
+    for count in counts:
+        before, taken = stream.position, stream.take(count, seen)
+        passed = flat[before : stream.position]
+        assert len(taken) == len(set(taken)) == min(count, num_pairs - len(seen))
+        assert taken == list(dict.fromkeys(pair for pair in passed if pair not in seen))
+        assert not taken or passed[-1] == taken[-1]  # no further than it must
+    copy = PairStream(num_pairs, seed)
+    copy.load_state_dict(stream.state_dict())
+    assert copy.take(5) == stream.take(5)
+
+
+def test_the_state_of_another_stream_is_refused():
+    stream = PairStream(8, seed=0)
+    with pytest.raises(ValueError, match="was saved with seed=1, but this run has seed=0"):
+        stream.load_state_dict(PairStream(8, seed=1).state_dict())
+    with pytest.raises(ValueError, match="has position=-1, which is negative"):
+        stream.load_state_dict(stream.state_dict() | {"position": -1})
+    with pytest.raises(ValueError, match="num_pairs must be at least 1, got 0"):
+        PairStream(0, seed=0)
 
 
 @pytest.mark.parametrize(
