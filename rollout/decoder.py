@@ -111,6 +111,16 @@ class Block(nn.Module):
         return x_BTD + self.mlp(normed_BTD)
 
 
+class Head(nn.Linear):
+    """The last matrix, handed to a readout in place of being multiplied by.
+
+    Its use is a call of this module because FSDP gathers a unit for the modules that are called.
+    """
+
+    def forward(self, hidden_BTD: Tensor, readout: Readout) -> Any:
+        return readout(hidden_BTD, self.weight)
+
+
 class Decoder(nn.Module):
     """Causal decoder with its head. Parameter names are those of Hugging Face less the `model.` prefix."""
 
@@ -121,10 +131,14 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         if config.is_scalar:
-            self.score = nn.Linear(config.hidden_size, 1, bias=False)
+            self.score = Head(config.hidden_size, 1, bias=False)
         else:
-            self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+            self.lm_head = Head(config.hidden_size, config.vocab_size, bias=False)
         self._tie_()
+
+    @property
+    def head(self) -> Head:
+        return self.score if self.config.is_scalar else self.lm_head
 
     def _tie_(self) -> None:
         if self.config.tie_word_embeddings and not self.config.is_scalar:
@@ -163,8 +177,7 @@ class Decoder(nn.Module):
         cos_BTC, sin_BTC = rotary_tables(position_BT, config.head_dim, config.rope_theta, config.rope_scaling)
         for layer in self.layers:
             x_BTD = layer(x_BTD, cos_BTC, sin_BTC, attend)
-        head = self.score if config.is_scalar else self.lm_head
-        return readout(self.norm(x_BTD), head.weight)
+        return self.head(self.norm(x_BTD), readout)
 
 
 def causal_attention(layer: int, q_BTHC: Tensor, k_BTKC: Tensor, v_BTKC: Tensor) -> Tensor:

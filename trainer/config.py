@@ -51,8 +51,14 @@ class ModelConfig:
     activation_checkpointing: bool = False
     # False: gradients are reduced once a step, and until then every rank holds whole ones, 4 bytes per parameter.
     reduce_each_micro_batch: bool = False
+    # Processes over which weights, gradients and moments are sharded, such as those of a node; groups of this size are
+    # copies of one another (HSDP). 0: all of them.
+    shard_size: int = 0
     export_dtype: Literal["float32", "bfloat16"] = "float32"  # of the Hugging Face directories that stages leave
     small: SmallModelConfig = SmallModelConfig()
+
+    def __post_init__(self) -> None:
+        _check(self, _is_at_least(0), "at least 0", "shard_size")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,6 +91,7 @@ class OptimConfig:
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 0.0
     grad_clip: float = 1.0  # of the global gradient norm
+    cpu_offload: bool = False  # AdamW's moments stay in the host's memory between steps (trainer/offload.py)
 
     def __post_init__(self) -> None:
         _check(self, lambda value: 0 < value < math.inf, "positive", "lr", "grad_clip")
@@ -130,10 +137,12 @@ class RolloutConfig:
     max_completion_tokens: int = 4096
     temperature: float = 1.0  # GRPO takes no other: its ratio is of log-probs at 1
     max_rows: int = 512  # rollouts decoded side by side on one rank
+    kv_gib: float = 0.0  # of keys and values on one rank; 0: 4 on a CPU, on a GPU nine tenths of what is free at first
 
     def __post_init__(self) -> None:
         _check(self, _is_at_least(1), "at least 1", "num_rollouts", "max_completion_tokens", "max_rows")
         _check(self, lambda value: 0 < value < math.inf, "positive", "temperature")
+        _check(self, _is_at_least(0), "at least 0", "kv_gib")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed import distributed_c10d
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from rollout.decoder import Decoder
 from rollout.mistakes import tell
@@ -95,11 +95,16 @@ def keep_freed_memory() -> None:
 
 
 @contextmanager
-def world(num_processes: int = 0) -> Iterator[World]:
+def world(num_processes: int = 0, shard_size: int = 0) -> Iterator[World]:
     """Joins the process group that torchrun describes, or makes a group of one.
 
+    Args:
+        num_processes: that must have been started; 0: any number.
+        shard_size: processes that hold one copy of the weights together; 0: all.
+
     Raises:
-        ValueError: the recipe asks for another number of processes than were started, or there are too few GPUs.
+        ValueError: the recipe asks for another number of processes than were started, or for shards that do not divide
+            it, or there are too few GPUs.
     """
     size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     local_rank, local_size = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
@@ -108,6 +113,11 @@ def world(num_processes: int = 0) -> Iterator[World]:
             f"num_processes: the recipe asks for {num_processes} processes and {size} are running; "
             f"start it with torchrun --nproc-per-node N so that nodes x N = {num_processes}"
         )
+        if rank:
+            leave_it_to_rank_0(error)
+        raise error
+    if size % (shard_size or size):
+        error = ValueError(f"model.shard_size={shard_size} does not divide the {size} processes that are running")
         if rank:
             leave_it_to_rank_0(error)
         raise error
@@ -128,22 +138,34 @@ def world(num_processes: int = 0) -> Iterator[World]:
     else:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     try:
-        yield World(rank, size, device, init_device_mesh(kind, (size,)))
+        yield World(rank, size, device, _mesh(kind, size, shard_size or size))
     finally:
         dist.destroy_process_group()
 
 
-def shard_(decoder: Decoder, mesh: DeviceMesh, compute_dtype: torch.dtype) -> Decoder:
-    """FSDP2 in place: one unit per block, one of embedding, norm and head, which stays gathered through a step.
+def _mesh(kind: str, size: int, shard_size: int) -> DeviceMesh:
+    """All processes in one row, or several rows of `shard_size` that hold the same. Neighbours, of one node, share."""
+    if shard_size == size:
+        return init_device_mesh(kind, (size,))
+    return init_device_mesh(kind, (size // shard_size, shard_size), mesh_dim_names=("replicate", "shard"))
 
-    Gradients are summed over ranks, not averaged: every loss in this project is normalised by global counts.
+
+def shard_(decoder: Decoder, mesh: DeviceMesh, compute_dtype: torch.dtype) -> Decoder:
+    """FSDP2 in place: one unit per block, one of norm and head, one of the embedding; the last two stay gathered
+    through a micro-batch. A head that is the embedding is in its unit.
+
+    Over a mesh of two dimensions weights are sharded along the second and equal along the first. Gradients are summed
+    over ranks, not averaged: every loss in this project is normalised by global counts.
     """
     # Inputs need no cast: activations have the compute type from the embedding on, and blocks cast rotary tables.
     policy = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for block in decoder.layers:
         fully_shard(block, mesh=mesh, mp_policy=policy)
+    if decoder.head.weight is not decoder.embed_tokens.weight:
+        fully_shard([decoder.norm, decoder.head], mesh=mesh, mp_policy=policy, reshard_after_forward=False)
     fully_shard(decoder, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
-    for unit in (*decoder.layers, decoder):
-        unit.set_gradient_divide_factor(1.0)
-        unit.set_force_sum_reduction_for_comms(True)  # gloo has no pre-scaled sum
+    for unit in decoder.modules():
+        if isinstance(unit, FSDPModule):
+            unit.set_gradient_divide_factor(1.0)
+            unit.set_force_sum_reduction_for_comms(True)  # gloo has no pre-scaled sum
     return decoder

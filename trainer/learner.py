@@ -20,6 +20,7 @@ from rollout.weights import full_tensors, load_weights_
 from trainer.batches import Group, MicroBatch, collate, micro_batches, token_logprobs
 from trainer.config import ModelConfig, OptimConfig
 from trainer.distributed import World, shard_
+from trainer.offload import OffloadedAdamW
 
 # (micro-batch, logprob_T, entropy_T) -> (loss_T, {metric: values_T}); the metrics are averaged over the step's tokens
 TokenLossFn = Callable[[MicroBatch, Tensor, Tensor], tuple[Tensor, dict[str, Tensor]]]
@@ -58,7 +59,8 @@ class Learner:
         self.world, self.optim, self.num_steps = world, optim, num_steps
         self.reduce_each_micro_batch = model.reduce_each_micro_batch
         self.decoder = sharded_decoder(path, model, world)
-        self.optimizer = torch.optim.AdamW(
+        make = OffloadedAdamW if optim.cpu_offload else torch.optim.AdamW
+        self.optimizer = make(
             self.decoder.parameters(), lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay
         )
 
@@ -94,6 +96,7 @@ class Learner:
             batch = collate(batches[number] if is_real else [_stand_in(value_names)], world.device)
             is_last = number == num_batches - 1
             decoder.set_requires_gradient_sync(is_last or self.reduce_each_micro_batch)  # others accumulate, unsharded
+            decoder.set_requires_all_reduce(is_last)  # between copies of the shards, once a step in either case
             logprob_T, entropy_T = token_logprobs(decoder, batch, exact_logprobs)
             loss_T, metrics = token_loss(batch, logprob_T, entropy_T)
             loss = loss_T.sum() / num_tokens if is_real else loss_T.sum() * 0.0

@@ -35,7 +35,8 @@ class JudgeReplica:
         with torch.device("meta"):
             decoder = Decoder(self._model_config).to(self._dtype)
         decoder.to_empty(device=self.world.device).requires_grad_(False)
-        return Engine(decoder, self.contexts.tokenizer, EngineConfig(max_rows=self._rollout.max_rows))
+        config = EngineConfig(max_rows=self._rollout.max_rows, kv_gib=self._rollout.kv_gib or None)
+        return Engine(decoder, self.contexts.tokenizer, config)
 
     def refreshed(self, learner: Learner) -> Engine:
         """The engine with the learner's weights of now; every rank calls it."""

@@ -42,7 +42,7 @@ def run(recipe: Recipe, start: float) -> None:
     Raises:
         ValueError: one line about a mistake in the recipe or in what it names, before anything is written.
     """
-    with world(recipe.num_processes) as here:
+    with world(recipe.num_processes, recipe.model.shard_size) as here:
         with here.agreed():
             folder = RunFolder.open(recipe, here)
         if all(map(folder.is_finished, recipe.stages)) and (folder.path / "report.md").is_file():

@@ -87,6 +87,8 @@ class SharedRollout:
             if queue is not None:
                 queue.close()  # the job is about to end; nobody begins another pair
             raise
+        if world.device.type == "cuda":
+            engine.release_memory()  # keys and values would be in an update's way; on a CPU they lie in memory at hand
         return Drawn(of_pair, contexts, tokens, completions, time.perf_counter() - start, queue)
 
     def wait(self, drawn: Drawn) -> dict[str, float | list[int]]:
