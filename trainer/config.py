@@ -22,6 +22,11 @@ def _is_at_least(least: float) -> Callable[[float], bool]:
     return lambda value: least <= value < math.inf
 
 
+def _check_patience(config: SftConfig | GrpoConfig) -> None:
+    if config.patience and not config.dev_every:
+        raise ValueError(f"patience={config.patience} counts dev measurements; dev_every=0 makes none")
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SmallModelConfig:
     """A random Qwen3-shaped model, made by the run when no `model.path` is given."""
@@ -107,11 +112,15 @@ class SftConfig:
     tokens_per_micro_batch: int = 16_384  # padded tokens in one forward pass on one rank
     dev_every: int = 0  # steps between measurements on the dev pairs; 0: none
     checkpoint_every: int = 0  # steps; the end of the stage always makes one
+    # The stage ends once `patience` dev measurements in a row bring no gain in accuracy above min_delta; 0: never
+    patience: int = 0
+    min_delta: float = 0.0
     optim: OptimConfig = OptimConfig(lr=1.5e-6, final_lr=1.5e-7)  # table 7, 8B
 
     def __post_init__(self) -> None:
-        _check(self, _is_at_least(0), "at least 0", "steps", "dev_every", "checkpoint_every")
+        _check(self, _is_at_least(0), "at least 0", "steps", "dev_every", "checkpoint_every", "patience", "min_delta")
         _check(self, _is_at_least(1), "at least 1", "epochs", "rows_per_step", "tokens_per_micro_batch")
+        _check_patience(self)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -167,17 +176,20 @@ class GrpoConfig:
     tokens_per_micro_batch: int = 16_384
     dev_every: int = 0
     checkpoint_every: int = 0
+    patience: int = 0  # as in SftConfig
+    min_delta: float = 0.0
     num_sample_pairs: int = 2  # pairs a step whose judgments are written to samples.jsonl
     optim: OptimConfig = OptimConfig(lr=5e-7, schedule="constant")  # table 7, 8B
 
     def __post_init__(self) -> None:
         _check(self, _is_at_least(0), "at least 0", "steps", "dev_every", "checkpoint_every", "num_sample_pairs")
-        _check(self, _is_at_least(0), "at least 0", "clip_high", "kl_coef", "entropy_coef")
+        _check(self, _is_at_least(0), "at least 0", "clip_high", "kl_coef", "entropy_coef", "patience", "min_delta")
         _check(self, lambda share: 0 <= share < 1, "in [0, 1)", "clip_low")
         _check(self, lambda value: value == 0 or 1 < value < math.inf, "0 or above 1", "dual_clip")
         _check(
             self, _is_at_least(1), "at least 1", "epochs", "pairs_per_step", "inner_epochs", "tokens_per_micro_batch"
         )
+        _check_patience(self)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -192,6 +204,35 @@ class EvalConfig:
         _check(self, _is_at_least(1), "at least 1", "num_judgments", "num_dev_judgments")
         if not self.votes or min(self.votes) < 1 or max(self.votes) > self.num_judgments:
             raise ValueError(f"votes={list(self.votes)} must be numbers from 1 to num_judgments={self.num_judgments}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WatchConfig:
+    """When to warn that training with rewards goes wrong (trainer/failure_signs.py). Stops nothing.
+
+    The paper names the signs and no numbers: these are ours, wide enough to be silent in a run that goes well.
+    """
+
+    window: int = 5  # steps of the moving averages: one step of few pairs is noise
+    steps: int = 5  # in a row that a sign must show before it begins, and not show before it ends
+    entropy_share: float = 0.2  # of the start; some narrowing is what training is
+    margin_share: float = 0.5  # of the peak: half of what told the sides apart is gone
+    margin_least_peak: float = 0.5  # points of score; a smaller peak is noise of n scores each
+    zero_advantage_rise: float = 0.3  # of the share of groups with equal rewards, over its start
+    valid_drop: float = 0.1  # of the share of valid judgments, from its peak
+    length_ratio: float = 2.0  # completion tokens over their start
+    logprob_gap: float = 0.05  # nats, mean |log ratio| before an update: 1.05 a token is where others draw the line
+
+    def __post_init__(self) -> None:
+        _check(self, _is_at_least(1), "at least 1", "window", "steps", "length_ratio")
+        _check(self, lambda share: 0 <= share <= 1, "in [0, 1]", "entropy_share", "margin_share")
+        _check(self, lambda share: 0 <= share <= 1, "in [0, 1]", "zero_advantage_rise", "valid_drop")
+        _check(self, lambda value: 0 < value < math.inf, "positive", "margin_least_peak", "logprob_gap")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LogConfig:
+    tensorboard: bool = False  # scalars of every step under `tensorboard/` in the run's folder; needs the extra
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -210,6 +251,8 @@ class Recipe:
     sft: SftConfig = field(default_factory=SftConfig)
     grpo: GrpoConfig = field(default_factory=GrpoConfig)
     eval: EvalConfig = EvalConfig()
+    watch: WatchConfig = WatchConfig()
+    log: LogConfig = LogConfig()
 
     def __post_init__(self) -> None:
         _check(self, _is_at_least(0), "at least 0", "num_processes")

@@ -25,6 +25,7 @@ from trainer.replica import JudgeReplica
 from trainer.report import draw_curves, time_table
 from trainer.run_folder import RunFolder, write_text
 from trainer.sft import run_sft
+from trainer.tensorboard_log import check_tensorboard
 from trainer.tiny import make_model
 
 REAL_WEIGHTS = """The same job with Qwen3-8B, on 8 and 2 x 8 A100s (data: JSON lines, see README.md):
@@ -51,6 +52,8 @@ def run(recipe: Recipe, start: float) -> None:
             return
         model = recipe.model.path or (str(folder.model("initial")) if folder.is_finished("initial") else "")
         with here.agreed():
+            if recipe.log.tensorboard:
+                check_tensorboard()
             inputs = load_inputs(recipe, model)
             if recipe.grpo.exact_logprobs and here.device.type != "cpu":
                 raise ValueError(f"grpo.exact_logprobs: is for a CPU; this run is on {here.device}")

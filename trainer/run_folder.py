@@ -22,6 +22,8 @@ _MAY_CHANGE = {
     "out", "resume", "num_processes", "activation_checkpointing", "max_rows", "tokens_per_micro_batch",
     "checkpoint_every", "reduce_each_micro_batch",
 }  # fmt: skip
+_MAY_CHANGE_TABLES = ("watch", "log")
+STEP_LOGS = ("metrics.jsonl", "samples.jsonl", "warnings.jsonl")  # lines that name their stage and step
 
 
 class RunFolder:
@@ -85,7 +87,7 @@ class RunFolder:
         """Forgets what a stage logged after `step`: it will be done again."""
         if not self.is_writer:
             return
-        for file in ("metrics.jsonl", "samples.jsonl"):
+        for file in STEP_LOGS:
             if (self.path / file).is_file():
                 kept = [r for r in self.records(file) if r["stage"] != stage or r["step"] <= step]
                 write_text(self.path / file, "".join(map(_line, kept)))
@@ -103,7 +105,8 @@ def _obstacle(file: Path, recipe: Recipe) -> str | None:
         return f"{file.parent}: there is no run to resume (no {file.name})"
     began = _flat(read_recipe(Recipe, [(str(file), file.read_text(encoding="utf-8"))]))
     for key, value in _flat(recipe).items():
-        if value != began[key] and key.rpartition(".")[2] not in _MAY_CHANGE:
+        may_change = key.rpartition(".")[2] in _MAY_CHANGE or key.partition(".")[0] in _MAY_CHANGE_TABLES
+        if value != began[key] and not may_change:
             return f"{file}: {key}: the run began with {began[key]!r}, not with {value!r}; start a new one to change it"
     return None
 

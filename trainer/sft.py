@@ -47,7 +47,7 @@ def run_sft(
     config, world = recipe.sft, replica.world
     sampler = PairRandomSampler(len(groups), config.rows_per_step, recipe.seed, world.rank, world.size)
     learner = Learner(model, recipe.model, config.optim, count_steps(config, sampler), world)
-    for step in run_steps(STAGE, config, sampler, learner, folder, replica, dev, recipe.resume):
+    for step in run_steps(STAGE, config, sampler, learner, folder, replica, dev, recipe):
         with step.watch.phase("step_s"):
             share = [groups[i] for i in step.share]
             metrics = learner.update(share, negative_log_likelihood, config.tokens_per_micro_batch, step.index)

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from tqdm import trange
+from tqdm import tqdm, trange
 
 from patarm_core.pairs import Pair
 from patarm_core.sampling import PairRandomSampler
 from trainer.checkpoint import load_checkpoint_, put_in_place, write_checkpoint_aside
-from trainer.config import GrpoConfig, SftConfig
+from trainer.config import GrpoConfig, Recipe, SftConfig
+from trainer.early_stop import best, dev_measurements, has_stalled
 from trainer.learner import Learner
 from trainer.replica import JudgeReplica
 from trainer.run_folder import RunFolder, Stopwatch
+from trainer.stage_log import StageLog
 
 
 @dataclass(slots=True)
@@ -40,27 +43,46 @@ def run_steps(
     folder: RunFolder,
     replica: JudgeReplica,
     dev: Sequence[Pair],
-    resume: bool,
+    recipe: Recipe,
 ) -> Iterator[Step]:
-    """Yields the steps that are left; when the body of one is done, measures, logs and saves it."""
+    """Yields the steps that are left; when the body of one is done, measures, logs and saves it.
+
+    The last step is the one that the recipe counts to, or the one whose dev measurement ends the stage early.
+    """
     world, num_steps = replica.world, count_steps(config, sampler)
-    first = load_checkpoint_(folder.checkpoints(stage), learner) if resume else 0
+    first = load_checkpoint_(folder.checkpoints(stage), learner) if recipe.resume else 0
     sampler.load_state_dict(sampler.state_dict() | {"step": first})
-    folder.rewind(stage, first)
-    bar = trange(first, num_steps, initial=first, total=num_steps, desc=stage, disable=not world.is_main)
-    for index, share in zip(bar, sampler):
-        step = Step(index, share, Stopwatch(world.device))
-        yield step
-        done = index + 1
-        if config.dev_every and (done % config.dev_every == 0 or done == num_steps):
-            with step.watch.phase("dev_s"):
-                step.metrics |= replica.measure(learner, dev)
-        is_checkpoint = done == num_steps or (config.checkpoint_every and done % config.checkpoint_every == 0)
-        if is_checkpoint:
-            with step.watch.phase("checkpoint_s"):
-                write_checkpoint_aside(folder.checkpoints(stage), learner, done, world)
-        folder.append("metrics.jsonl", {"stage": stage, "step": done, **step.metrics, **step.watch.seconds})
-        folder.append("samples.jsonl", *step.samples)
-        bar.set_postfix_str(step.note, refresh=False)
-        if is_checkpoint:  # after the log, which a run that resumes cuts back to the checkpoint
-            put_in_place(folder.checkpoints(stage), done, world)
+    with StageLog(stage, first, recipe, folder, world) as log:
+        measured = dev_measurements(log.past)
+        if has_stalled(measured, config.patience, config.min_delta):
+            return  # the checkpoint is of the step that ended the stage
+        bar = trange(first, num_steps, initial=first, total=num_steps, desc=stage, disable=not world.is_main)
+        for index, share in zip(bar, sampler):
+            step = Step(index, share, Stopwatch(world.device))
+            yield step
+            done = index + 1
+            is_last = done == num_steps
+            told = []
+            if config.dev_every and (done % config.dev_every == 0 or is_last):
+                with step.watch.phase("dev_s"):
+                    step.metrics |= replica.measure(learner, dev)
+                measured += dev_measurements([{"step": done, **step.metrics}])
+                if not is_last and has_stalled(measured, config.patience, config.min_delta):
+                    is_last, top = True, best(measured)
+                    told.append(
+                        f"{stage}: stops after step {done} of {num_steps}, {config.patience} dev measurements without "
+                        f"a gain; the best accuracy, {top.accuracy:.1%}, was after step {top.step}"
+                    )
+            is_checkpoint = is_last or (config.checkpoint_every and done % config.checkpoint_every == 0)
+            if is_checkpoint:
+                with step.watch.phase("checkpoint_s"):
+                    write_checkpoint_aside(folder.checkpoints(stage), learner, done, world)
+            told += log.write(done, step.metrics | step.watch.seconds, step.samples)
+            bar.set_postfix_str(step.note, refresh=False)
+            if world.is_main:
+                for line in told:
+                    tqdm.write(line, file=sys.stderr)
+            if is_checkpoint:  # after the log, which a run that resumes cuts back to the checkpoint
+                put_in_place(folder.checkpoints(stage), done, world)
+            if is_last:
+                return

@@ -8,7 +8,7 @@ import torch
 from patarm_core.recipe import read_recipe
 from tests.tiny_runs import recipe_of
 from trainer.config import Recipe
-from trainer.run_folder import RunFolder, Stopwatch, write_text
+from trainer.run_folder import STEP_LOGS, RunFolder, Stopwatch, write_text
 
 
 @pytest.fixture
@@ -50,6 +50,9 @@ def test_a_run_goes_on_with_the_recipe_it_began_with(tmp_path, one_process):
     told = "the run began with 0.25, not with 0.5; start a new one to change it"
     assert str(error.value) == f"{file}: grpo.optim.lr: {told}"
     harmless = {"sft.tokens_per_micro_batch": 64, "rollout.max_rows": 8, "grpo.checkpoint_every": 3}
+    harmless |= {"watch.steps": 9, "log.tensorboard": True}
+    with pytest.raises(ValueError, match=r"grpo\.steps: the run began with 0, not with 9"):
+        opened(tmp_path / "x", one_process, **{"grpo.optim.lr": 0.25, "grpo.steps": 9, "resume": True})
     moved = (tmp_path / "x").rename(tmp_path / "y")
     assert opened(moved, one_process, **harmless, **{"grpo.optim.lr": 0.25, "resume": True}).path == moved
 
@@ -91,11 +94,11 @@ def test_a_line_that_a_kill_cut_short_is_dropped_wherever_the_cut_is(folder, cut
 
 def test_rewinding_forgets_later_steps_of_that_stage_alone(folder):
     rows = [{"stage": stage, "step": step} for stage in ("sft", "grpo") for step in (1, 2, 3)]
-    for file in ("metrics.jsonl", "samples.jsonl"):
+    for file in STEP_LOGS:
         folder.append(file, *rows)
     folder.rewind("grpo", 1)
     kept = [("sft", 1), ("sft", 2), ("sft", 3), ("grpo", 1)]
-    for file in ("metrics.jsonl", "samples.jsonl"):
+    for file in STEP_LOGS:
         assert [(r["stage"], r["step"]) for r in folder.records(file)] == kept
 
 
