@@ -18,6 +18,9 @@ def main(arguments: list[str]) -> int:
     pairs.add_argument("--model", required=True, help="a Hugging Face directory, such as runs/quickstart/models/grpo")
     pairs.add_argument("--data", required=True, help="pairs as JSON lines: prompt, chosen, rejected, task")
     pairs.add_argument("--votes", default="1,8", help="numbers of judgments to vote with; the largest is drawn")
+    pairs.add_argument(
+        "--mode", default="pointwise", choices=("pointwise", "pairwise"), help="score responses, or choose between two"
+    )
     pairs.add_argument("--rubrics", default="adaptive", choices=("adaptive", "primary", "generated"))
     pairs.add_argument("--template", default="full", choices=("full", "bare"))
     pairs.add_argument("--rubrics-file", default="", help="primary rubrics; default: the paper's")

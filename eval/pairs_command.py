@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from eval.pair_accuracy import JudgedPair, judge_pairs, summary
+from eval.pair_accuracy import Judged, judge_pairs, summary
 from eval.tables import accuracy_table, task_table
 from rollout.contexts import ContextBuilder, PromptConfig, load_pairs, load_rubrics
 from rollout.engine import Engine, EngineConfig
@@ -47,7 +47,7 @@ def run_pairs(options: argparse.Namespace) -> dict:
     try:
         judged = judge_pairs(
             engine, ContextBuilder(engine.tokenizer, prompt, book), pairs, max(votes), options.seed,
-            options.max_completion_tokens, options.temperature, progress="judging",
+            options.max_completion_tokens, options.temperature, progress="judging", mode=options.mode,
         )  # fmt: skip
         if out is not None:
             write_judgments(out, judged)
@@ -60,25 +60,17 @@ def run_pairs(options: argparse.Namespace) -> dict:
     return result
 
 
-def write_judgments(file: Path, judged: Sequence[JudgedPair]) -> None:
+def write_judgments(file: Path, judged: Sequence[Judged]) -> None:
     """One line per judgment: source, id, side, text, score (lenient reader), error (strict parser).
 
-    The file appears whole or not at all.
+    A pairwise one has the side that it prefers as `choice`, and whether it read them swapped. The file appears whole or
+    not at all.
     """
     aside = _aside(file)
     with open(aside, "w", encoding="utf-8") as out:
         for item in judged:
-            sides = zip(
-                ("chosen", "rejected"), (item.chosen_texts, item.rejected_texts), (item.chosen, item.rejected),
-                item.scores, strict=True,
-            )  # fmt: skip
-            for side, texts, judgments, scores in sides:
-                for text, judgment, score in zip(texts, judgments, scores, strict=True):
-                    record = {
-                        "source": item.pair.source, "id": item.pair.id, "side": side, "judgment": text,
-                        "score": None if score is None else float(score), "error": judgment.error,
-                    }  # fmt: skip
-                    out.write(json.dumps(record, ensure_ascii=False) + "\n")
+            for record in item.records():
+                out.write(json.dumps(record, ensure_ascii=False) + "\n")
     os.replace(aside, file)
 
 

@@ -34,6 +34,16 @@ def test_the_numbers_of_a_training_run_come_out_again(run, tiny_judge, tiny_file
     assert all(row["score"] is not None for row in rows if row["error"] is None)
 
 
+def test_a_judge_that_chooses_is_measured_by_majority_and_keeps_what_it_wrote(tiny_judge, tiny_files, tmp_path, capsys):
+    """The tiny judge writes numbers, which are no choices: nothing is scored, and nothing is counted as right."""
+    file = tmp_path / "judgments.jsonl"
+    assert main(options(tiny_judge, tiny_files, mode="pairwise", out=file)) == 0
+    rows = records(tmp_path, "judgments.jsonl")
+    assert len(rows) == 6 * 3 and {row["is_swapped"] for row in rows} == {True, False}
+    assert {row["choice"] for row in rows} == {None} and "score" in {row["error"] for row in rows}
+    assert "| 0.0% |" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     "change, message",
     [
