@@ -11,6 +11,7 @@ from fractions import Fraction
 from typing import Literal
 
 from eval.pair_choices import PairChoices, read_choices
+from eval.pair_scores import ScoredPair
 from kernels.philox import stream_seed
 from patarm_core.judgment import Judgment, RubricSetting, parse, read_answer
 from patarm_core.pairs import Pair
@@ -77,7 +78,7 @@ class JudgedPair:
         ]  # fmt: skip
 
 
-Judged = JudgedPair | PairChoices
+Judged = JudgedPair | PairChoices | ScoredPair
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -196,8 +197,13 @@ def pair_accuracy(judged: Sequence[Judged], votes: int) -> PairAccuracy:
 
 
 def format_rates(judged: Sequence[Judged]) -> dict[str, float]:
-    """Shares of judgments that are valid, have a tag error, or have an invalid score, by the strict parser."""
+    """Shares of judgments that are valid, have a tag error, or have an invalid score, by the strict parser.
+
+    Empty of pairs that were scored without judgments.
+    """
     errors = [judgment.error for item in judged for judgment in item.judgments]
+    if not errors:
+        return {}
     return {
         "valid_rate": errors.count(None) / len(errors),
         "tag_error_rate": errors.count("tags") / len(errors),

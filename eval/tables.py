@@ -6,7 +6,13 @@ from __future__ import annotations
 def _label(name: str, results: dict[str, dict]) -> str:
     """What a model of a training run is called in its tables; another keeps its name."""
     start = "before SFT" if "sft" in results else "start"
-    return {"initial": start, "sft": "after SFT", "grpo": "after GRPO"}.get(name, name)
+    after = {
+        "sft": "after SFT",
+        "grpo": "after GRPO",
+        "bt": "after BT, by score",
+        "dpo": "after DPO, by implicit reward",
+    }
+    return {"initial": start, **after}.get(name, name)
 
 
 def accuracy_table(results: dict[str, dict]) -> str:
@@ -22,7 +28,7 @@ def accuracy_table(results: dict[str, dict]) -> str:
             cells = [
                 _label(name, results), row["votes"], f"{row['accuracy']:.1%}", f"{row['low']:.1%} - {row['high']:.1%}",
                 f"{row['accuracy_ties_half']:.1%}", row["num_ties"], row["num_unscored"], margin,
-                f"{result['valid_rate']:.1%}", row["num_pairs"],
+                f"{result['valid_rate']:.1%}" if "valid_rate" in result else "-", row["num_pairs"],
             ]  # fmt: skip
             lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines)

@@ -78,15 +78,7 @@ class DecoderConfig:
         """Reads `config.json` of a Hugging Face directory: a language model's, or a reward model's if `is_scalar`."""
         file = Path(path) / "config.json"
         try:
-            raw = json.loads(file.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise ValueError(f"{file}: no such file; a model is a Hugging Face directory with config.json") from None
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise ValueError(f"{file}: not JSON: {error}") from None
-        if not isinstance(raw, dict):
-            raise ValueError(f"{file}: not a JSON object")
-        try:
-            return _read_config(raw, is_scalar)
+            return _read_config(_read_json(file), is_scalar)
         except ValueError as error:
             raise ValueError(f"{file}: {error}") from None
 
@@ -139,6 +131,32 @@ class DecoderConfig:
         layer = attention + 3 * D * self.intermediate_size + 2 * D
         head = D if self.is_scalar else 0 if self.tie_word_embeddings else self.vocab_size * D
         return self.vocab_size * D + self.num_hidden_layers * layer + D + head
+
+
+def is_reward_model(path: str | Path) -> bool:
+    """Whether a Hugging Face directory says that it holds a scalar head.
+
+    Raises:
+        ValueError: no readable config.json.
+    """
+    file = Path(path) / "config.json"
+    try:
+        names = _read_json(file).get("architectures") or []
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from None
+    return isinstance(names, list) and any(str(name).endswith("ForSequenceClassification") for name in names)
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        raw = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError("no such file; a model is a Hugging Face directory with config.json") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"not JSON: {error}") from None
+    if not isinstance(raw, dict):
+        raise ValueError("not a JSON object")
+    return raw
 
 
 def _read_config(raw: dict[str, Any], is_scalar: bool) -> DecoderConfig:

@@ -8,18 +8,50 @@ Where a text ends is known from its length and never looked for: a padding token
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 
-from rollout.decoder import Decoder, Readout, causal_attention
+from rollout.decoder import Decoder, DecoderConfig, Readout, causal_attention
+from rollout.families import is_reward_model
 from rollout.weights import load_decoder
 
 
 def load_scalar(path: str | Path, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> Decoder:
     """The reward model of a Hugging Face directory: …ForSequenceClassification of a known family, with one label."""
     return load_decoder(path, dtype, device, is_scalar=True)
+
+
+@dataclass(frozen=True, slots=True)
+class RewardHead:
+    """What a language model lacks to be a reward model."""
+
+    seed: int  # of the head that is drawn
+    pad_token_id: int | None  # without one, transformers scores no batch of texts; a config that has its own keeps it
+
+    def config(self, path: str | Path) -> tuple[DecoderConfig, bool]:
+        """The shape of the reward model that starts from a directory, and whether its head is there already.
+
+        Raises:
+            ValueError: one line, as of `DecoderConfig.from_pretrained`.
+        """
+        is_there = is_reward_model(path)
+        config = DecoderConfig.from_pretrained(path, is_scalar=is_there)
+        pad = self.pad_token_id if config.pad_token_id is None else config.pad_token_id
+        return replace(config, is_scalar=True, pad_token_id=pad), is_there
+
+    @torch.no_grad()
+    def draw_(self, decoder: Decoder) -> None:
+        """Fills the head, sharded or not, from N(0, 1 / (D + 1)) (arXiv:2009.01325, arXiv:2403.17031)."""
+        head_1D = decoder.score.weight
+        D = head_1D.shape[1]
+        drawn_1D = torch.randn(1, D, generator=torch.Generator().manual_seed(self.seed)) * (D + 1) ** -0.5
+        if isinstance(head_1D, DTensor):
+            drawn_1D = distribute_tensor(drawn_1D.to(head_1D.device), head_1D.device_mesh, head_1D.placements)
+        head_1D.copy_(drawn_1D)
 
 
 def last_values(length_B: Tensor) -> Readout:

@@ -9,7 +9,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import torch
@@ -46,15 +46,16 @@ def load_decoder(
 
 
 @torch.no_grad()
-def load_weights_(decoder: Decoder, path: str | Path) -> None:
+def load_weights_(decoder: Decoder, path: str | Path, but: Collection[str] = ()) -> None:
     """Copies the weights of a Hugging Face directory into `decoder`, sharded or not, cast to its dtype.
 
-    Beside the decoder no more is held than one tensor or, of a sharded decoder, this rank's part of it.
+    Beside the decoder no more is held than one tensor or, of a sharded decoder, this rank's part of it. Parameters
+    named in `but` are left as they are.
 
     Raises:
         ValueError: one line naming the file and the tensor when one is missing, unknown, quantized or of another shape.
     """
-    wanted = {_hf_name(name): parameter for name, parameter in decoder.named_parameters()}
+    wanted = {_hf_name(name): parameter for name, parameter in decoder.named_parameters() if name not in but}
     seen: set[str] = set()
     for file, name in _tensors(Path(path)):
         if name not in wanted:

@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from rollout.decoder import Decoder, causal_attention
 from rollout.families import FAMILIES, DecoderConfig
-from rollout.scalar import load_scalar, score_all, scores
+from rollout.scalar import RewardHead, load_scalar, score_all, scores
 from rollout.weights import full_tensors, load_decoder, load_weights_, save_decoder
 from tests.models import config, random_decoder, transformers_twin
 from trainer.distributed import shard_, world
@@ -235,3 +235,42 @@ def test_a_rank_reads_its_own_rows(saved):
     for name, tensor in full_tensors(load_scalar(saved)):
         _, *second = tensor.chunk(2)
         assert torch.equal(parts[name], *second) if second else parts[name].numel() == 0, name
+
+
+def test_a_language_model_lends_all_but_the_head(tmp_path):
+    language = random_decoder(config(pad_token_id=None))
+    save_decoder(language, tmp_path)
+    shape, is_there = RewardHead(seed=5, pad_token_id=7).config(tmp_path)
+    assert (shape.is_scalar, shape.pad_token_id, is_there) == (True, 7, False)
+    decoder = Decoder(shape)
+    load_weights_(decoder, tmp_path, but=("score.weight",))
+    RewardHead(seed=5, pad_token_id=7).draw_(decoder)
+    theirs = dict(language.named_parameters())
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in decoder.named_parameters() if name in theirs)
+    assert decoder.score.weight.std().item() == pytest.approx(49**-0.5, rel=0.3)  # D = 48
+    again, other = Decoder(shape), Decoder(shape)
+    RewardHead(seed=5, pad_token_id=7).draw_(again)
+    RewardHead(seed=6, pad_token_id=7).draw_(other)
+    assert torch.equal(again.score.weight, decoder.score.weight)
+    assert not torch.equal(other.score.weight, decoder.score.weight)
+
+
+def test_a_reward_model_keeps_its_head_and_its_padding(tmp_path):
+    decoder = random_decoder(config(is_scalar=True, pad_token_id=3))
+    save_decoder(decoder, tmp_path)
+    assert RewardHead(seed=0, pad_token_id=7).config(tmp_path) == (decoder.config, True)
+
+
+def test_a_sharded_head_is_drawn_as_a_whole_one(saved):
+    whole = load_scalar(saved)
+    head = RewardHead(seed=1, pad_token_id=None)
+    head.draw_(whole)
+    with world() as here:
+        decoder = sharded_meta_decoder(saved, here.mesh)
+        head.draw_(decoder)
+        assert torch.equal(decoder.score.weight.full_tensor(), whole.score.weight)
+
+
+def test_a_folder_without_a_model_is_told(tmp_path):
+    with pytest.raises(ValueError, match=r"config\.json: no such file; a model is a Hugging Face directory"):
+        RewardHead(seed=0, pad_token_id=None).config(tmp_path)
