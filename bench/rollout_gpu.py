@@ -25,16 +25,9 @@ from bench.rollout_workload import static
 from rollout.decoder import Decoder, DecoderConfig
 from rollout.engine import Engine, EngineConfig
 from rollout.params import SamplingParams
+from rollout.shapes import QWEN3
 
-_QWEN3 = {"vocab_size": 151_936, "num_key_value_heads": 8, "head_dim": 128}
-MODELS = {
-    "8b": DecoderConfig(
-        hidden_size=4096, intermediate_size=12_288, num_hidden_layers=36, num_attention_heads=32, **_QWEN3
-    ),
-    "14b": DecoderConfig(
-        hidden_size=5120, intermediate_size=17_408, num_hidden_layers=40, num_attention_heads=40, **_QWEN3
-    ),
-}
+MODELS = {"8b": QWEN3["Qwen3-8B"], "14b": QWEN3["Qwen3-14B"]}
 CASES = [(64, 1024), (256, 1024), (64, 4096), (256, 4096)]  # samples, tokens of their contexts
 _NUM_SAMPLES = 8  # of each context
 _NUM_WARM = 16  # steps before the window: what is compiled or recorded on first use is not timed

@@ -8,16 +8,18 @@ import dataclasses
 import difflib
 import json
 import math
+import os.path
 import re
 import tomllib
 import types
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, TypeVar, Union
 
 R = TypeVar("R")
 
 _COMMAND_LINE = "command line"
+_BASE = "base"
 
 
 class RecipeError(ValueError):
@@ -33,6 +35,33 @@ class _Table:
     sources: list[str] = dataclasses.field(default_factory=list)
 
 
+def with_bases(file: str, read: Callable[[str], str]) -> list[tuple[str, str]]:
+    """(name, TOML) of a recipe file and of those that it builds on, the farthest first, as `read_recipe` takes them.
+
+    A file whose root has `base = "other.toml"`, a path from its own folder, says only what differs from that one.
+
+    Args:
+        read: gives a file's text, or raises ValueError.
+
+    Raises:
+        RecipeError: a base that cannot be read or is no string, or files that build on one another in a circle.
+    """
+    texts: list[tuple[str, str]] = []
+    while True:
+        try:
+            text = read(file)
+        except ValueError as error:
+            raise RecipeError(f"{texts[0][0]}: {_BASE}: {error}" if texts else str(error)) from None
+        texts.insert(0, (file, text))
+        base = _parse(file, text).get(_BASE)
+        if base is None:
+            return texts
+        base = _base_path(file, base)
+        if base in (names := [name for name, _ in reversed(texts)]):
+            raise RecipeError(f"{file}: {_BASE}: a circle: {' -> '.join([*names[names.index(base) :], base])}")
+        file = base
+
+
 def read_recipe(cls: type[R], texts: Sequence[tuple[str, str]], overrides: Sequence[str] = ()) -> R:
     """Reads a recipe; what comes later replaces what came before.
 
@@ -41,7 +70,7 @@ def read_recipe(cls: type[R], texts: Sequence[tuple[str, str]], overrides: Seque
 
     Args:
         cls: the root dataclass.
-        texts: (name, TOML) of each recipe file.
+        texts: (name, TOML) of each recipe file; a file's base comes before it (`with_bases`).
         overrides: such as `rollout.num_rollouts=16`. The value is TOML; failing that, a bare string.
 
     Raises:
@@ -49,8 +78,12 @@ def read_recipe(cls: type[R], texts: Sequence[tuple[str, str]], overrides: Seque
             dataclass's `__post_init__`.
     """
     root = _Table()
-    for name, text in texts:
-        _merge(cls, cls, _parse(name, text), name, "", root)
+    for i, (name, text) in enumerate(texts):
+        data = _parse(name, text)
+        base = data.pop(_BASE, None)
+        if base is not None and _base_path(name, base) not in [earlier for earlier, _ in texts[:i]]:
+            raise RecipeError(f"{name}: {_BASE}: {base} has not been read before it")
+        _merge(cls, cls, data, name, "", root)
     for override in overrides:
         _merge_override(cls, override, root)
     names = [*(name for name, _ in texts), *([_COMMAND_LINE] if overrides else [])]
@@ -79,6 +112,12 @@ def _parse(name: str, text: str) -> dict[str, Any]:
         place = re.fullmatch(r"(.*) \(at line (\d+), column \d+\)", str(error), re.DOTALL)
         line = place[2] if place else text.count("\n") + 1
         raise RecipeError(f"{name}:{line}: not TOML: {place[1] if place else error}") from None
+
+
+def _base_path(file: str, base: Any) -> str:
+    if not isinstance(base, str):
+        raise RecipeError(f"{file}: {_BASE}: expected a string, got {_show(base)}")
+    return os.path.normpath(os.path.join(os.path.dirname(file), base))
 
 
 def _merge_override(cls: type, override: str, root: _Table) -> None:

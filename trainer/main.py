@@ -6,14 +6,15 @@ import os
 import sys
 import time
 
-from patarm_core.recipe import read_recipe
+from patarm_core.recipe import read_recipe, with_bases
 from rollout.contexts import read_text
 from rollout.mistakes import tell
 from rollout.threads import wait_briefly
 from trainer.config import Recipe
 from trainer.mistakes import leave_it_to_rank_0
 
-USAGE = "usage: torchrun [--nproc-per-node N] trainer/main.py RECIPE.toml [RECIPE.toml ...] [key=value ...]"
+USAGE = """usage: torchrun [--nproc-per-node N] trainer/main.py RECIPE.toml [RECIPE.toml ...] [key=value ...]
+       python trainer/main.py --plan RECIPE.toml [RECIPE.toml ...] [key=value ...]   memory and time, estimated"""
 
 
 def main(arguments: list[str]) -> int:
@@ -22,6 +23,8 @@ def main(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE)
         return 0 if arguments else 2
+    if "--plan" in arguments:
+        return _plan([argument for argument in arguments if argument != "--plan"])
     try:
         recipe = read_arguments(arguments)
     except (ValueError, OSError) as error:
@@ -43,13 +46,29 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
+def _plan(arguments: list[str]) -> int:
+    """Prints what a recipe will need. Status 0: it fits; 3: it does not."""
+    from trainer.plan import parse_options, plan
+
+    try:
+        options = parse_options(arguments)
+        report, does_fit = plan(read_arguments(options.recipe), options)
+    except (ValueError, OSError) as error:
+        tell(error)
+        return 1
+    print(report)
+    return 0 if does_fit else 3
+
+
 def read_arguments(arguments: list[str]) -> Recipe:
     for argument in arguments:
         if argument.startswith("-"):
             raise ValueError(f"{argument}: there are no options; settings are written as in sft.steps=3")
     files = [argument for argument in arguments if "=" not in argument]
     overrides = [argument for argument in arguments if "=" in argument]
-    return read_recipe(Recipe, [(file, read_text(file)) for file in files], overrides)
+    # A base that several files share is read once, before the first of them.
+    texts = {name: text for file in files for name, text in with_bases(os.path.normpath(file), read_text)}
+    return read_recipe(Recipe, list(texts.items()), overrides)
 
 
 if __name__ == "__main__":

@@ -29,9 +29,11 @@ from trainer.tensorboard_log import check_tensorboard
 from trainer.tiny import make_model
 
 REAL_WEIGHTS = """The same job with Qwen3-8B, on 8 and 2 x 8 A100s (data: JSON lines, see README.md):
-  torchrun --nproc-per-node 8 trainer/main.py trainer/recipes/sft_8b.toml model.path=Qwen3-8B data.judgments=sft.jsonl
+  torchrun --nproc-per-node 8 trainer/main.py trainer/recipes/qwen3_8b_sft_point.toml \\
+    model.path=Qwen3-8B data.judgments=sft.jsonl
   torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29500 \\
-    trainer/main.py trainer/recipes/rl_8b.toml data.pairs=rl.jsonl data.dev=dev.jsonl data.held_out=held_out.jsonl"""
+    trainer/main.py trainer/recipes/qwen3_8b_grpo_point.toml \\
+    data.pairs=rl.jsonl data.dev=dev.jsonl data.held_out=held_out.jsonl"""
 
 
 def run(recipe: Recipe, start: float) -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from patarm_core.recipe import RecipeError, read_recipe, to_toml
+from patarm_core.recipe import RecipeError, read_recipe, to_toml, with_bases
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -212,3 +212,52 @@ class Clipped:
 def test_a_none_that_toml_cannot_say_is_refused():
     with pytest.raises(ValueError, match=r"a field is None \(or nan\) where its default is not"):
         to_toml(Clipped(clip=None))
+
+
+FILES = {
+    "recipes/paper.toml": 'model = "Qwen3-8B"\n[optim]\nlr = 5e-7\nwarmup_steps = 3\n',
+    "recipes/ablations/flat.toml": 'base = "../paper.toml"\n[optim]\nlr = 1e-6\n',
+    "recipes/ablations/noisy.toml": 'base = "flat.toml"\n[noise]\nshare = 0.5\n',
+    "recipes/a.toml": 'base = "b.toml"\n',
+    "recipes/b.toml": 'base = "./a.toml"\n',
+    "recipes/orphan.toml": 'base = "nowhere.toml"\n',
+    "recipes/odd.toml": "base = 3\n",
+}
+
+
+def read_file(name: str) -> str:
+    if name not in FILES:
+        raise ValueError(f"{name}: no such file")
+    return FILES[name]
+
+
+def test_a_recipe_says_only_what_differs_from_its_base():
+    texts = with_bases("recipes/ablations/noisy.toml", read_file)
+    assert [name for name, _ in texts] == [
+        "recipes/paper.toml",
+        "recipes/ablations/flat.toml",
+        "recipes/ablations/noisy.toml",
+    ]
+    assert read_recipe(Recipe, texts, ["noise.seed=4"]) == Recipe(
+        model="Qwen3-8B", optim=Optim(lr=1e-6, warmup_steps=3), noise=Noise(share=0.5, seed=4)
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("a", "recipes/b.toml: base: a circle: recipes/a.toml -> recipes/b.toml -> recipes/a.toml"),
+        ("orphan", "recipes/orphan.toml: base: recipes/nowhere.toml: no such file"),
+        ("odd", "recipes/odd.toml: base: expected a string, got 3"),
+        ("none", "recipes/none.toml: no such file"),
+    ],
+)
+def test_a_base_that_cannot_be_built_on_is_told(name, problem):
+    with pytest.raises(RecipeError) as caught:
+        with_bases(f"recipes/{name}.toml", read_file)
+    assert str(caught.value) == problem
+
+
+def test_a_base_that_nobody_has_read_is_not_passed_over():
+    with pytest.raises(RecipeError, match=r"flat.toml: base: ../paper.toml has not been read before it"):
+        read_recipe(Recipe, [("recipes/ablations/flat.toml", FILES["recipes/ablations/flat.toml"])])

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from patarm_core.par import constant, graded
-from patarm_core.recipe import RecipeError, read_recipe, to_toml
+from patarm_core.recipe import RecipeError, read_recipe, to_toml, with_bases
+from rollout.contexts import read_text
 from trainer.config import MarginConfig, Recipe
 
 SHIPPED = sorted((Path(__file__).resolve().parents[2] / "trainer" / "recipes").glob("*.toml"))
@@ -17,7 +18,7 @@ def read(*overrides, text='out = "runs/x"\n'):
 
 @pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.name)
 def test_a_shipped_recipe_reads_and_comes_back_from_its_own_toml(file):
-    recipe = read_recipe(Recipe, [(file.name, file.read_text())])
+    recipe = read_recipe(Recipe, with_bases(str(file), read_text))
     assert read_recipe(Recipe, [("resolved", to_toml(recipe))]) == recipe
 
 

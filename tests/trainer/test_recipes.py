@@ -24,9 +24,24 @@ def test_sft_then_rl_in_bfloat16_with_activation_checkpointing(tiny_judge, tiny_
         "model.path": str(tiny_judge),
         "data.judgments": files["data.judgments"],
     }
-    assert main(["trainer/recipes/sft_8b.toml", *arguments(SMALLER | sft), "sft.steps=2", "sft.rows_per_step=8"]) == 0
+    assert (
+        main(
+            ["trainer/recipes/qwen3_8b_sft_point.toml", *arguments(SMALLER | sft), "sft.steps=2", "sft.rows_per_step=8"]
+        )
+        == 0
+    )
     rl = rubrics | files | {"out": str(tmp_path / "rl"), "model.path": str(tmp_path / "sft" / "models" / "sft")}
-    assert main(["trainer/recipes/rl_8b.toml", *arguments(SMALLER | rl), "grpo.steps=2", "grpo.pairs_per_step=2"]) == 0
+    assert (
+        main(
+            [
+                "trainer/recipes/qwen3_8b_grpo_point.toml",
+                *arguments(SMALLER | rl),
+                "grpo.steps=2",
+                "grpo.pairs_per_step=2",
+            ]
+        )
+        == 0
+    )
     exports = [json.loads((tmp_path / r / "config.json").read_text()) for r in ("sft/models/sft", "rl/models/grpo")]
     assert [export.get("dtype", export.get("torch_dtype")) for export in exports] == ["bfloat16"] * 2
     steps = records(tmp_path / "sft") + records(tmp_path / "rl")

@@ -1,0 +1,207 @@
+"""Estimates: their formulas against the slow count of what they stand for, and what the command says."""
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rollout.decoder import Block, Decoder, DecoderConfig, causal_attention
+from rollout.shapes import QWEN3, shape_named_in
+from tests.tiny_runs import SMALL
+from trainer import plan_memory, plan_time
+from trainer.main import main, read_arguments
+from trainer.plan_job import GPUS, Job
+
+RECIPES = Path(__file__).resolve().parents[2] / "trainer" / "recipes"
+PAPER = sorted(RECIPES.glob("qwen3*.toml"))
+GRPO = str(RECIPES / "qwen3_8b_grpo_point.toml")
+
+
+def job(*overrides: str, stage: str = "grpo", num_gpus: int = 16, shape: str = "Qwen3-8B", **lengths: int) -> Job:
+    return Job(
+        recipe=read_arguments([GRPO, *overrides]), stage=stage, shape=QWEN3[shape], gpu=GPUS["A100"],
+        num_gpus=num_gpus, **({"prompt": 600, "response": 450, "judgment": 1000} | lengths), mfu=0.4, bandwidth=0.6,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("file", PAPER, ids=lambda file: file.stem)
+def test_a_recipe_of_the_paper_fits_and_its_first_line_says_what_is_computed(file, capsys):
+    header = re.search(r"(\d+) x A100 80 GB, (\d+) GiB on each \(--plan\)", file.read_text().splitlines()[0])
+    assert main(["--plan", str(file)]) == 0
+    told = re.findall(r"^fits: (\d+) GiB on each of (\d+) x A100 80 GB", capsys.readouterr().out, re.M)
+    assert told == [(header[2], header[1])]
+
+
+@pytest.mark.parametrize(("name", "billions"), [("Qwen3-1.7B", 1.72), ("Qwen3-4B", 4.02), ("Qwen3-8B", 8.19)])
+def test_parameters_are_those_of_the_blocks_and_of_what_is_around_them(name, billions):
+    it = job(shape=name)
+    with torch.device("meta"):
+        decoder = Decoder(replace(QWEN3[name], num_hidden_layers=1))
+    assert it.block == sum(p.numel() for p in decoder.layers[0].parameters())
+    assert it.head == decoder.head.weight.numel()
+    around = sum(p.numel() for p in decoder.parameters()) - it.block
+    assert around + it.shape.num_hidden_layers * it.block == it.N
+    assert round(it.N / 1e9, 2) == billions
+
+
+def saved_bytes_per_token(config: DecoderConfig, num_tokens: int) -> float:
+    """What autograd keeps of one block in bfloat16, its weights and its input aside."""
+    block = Block(config, 0).to(torch.bfloat16)
+    x_BTD = torch.randn(1, num_tokens, config.hidden_size, dtype=torch.bfloat16, requires_grad=True)
+    cos_BTC, sin_BTC = torch.randn(2, 1, num_tokens, config.head_dim)
+    known = {t.untyped_storage().data_ptr() for t in (*block.parameters(), x_BTD, cos_BTC, sin_BTC)}
+    kept: list[torch.Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: (kept.append(t), t)[1], lambda t: t):
+        block(x_BTD, cos_BTC, sin_BTC, causal_attention)
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in kept}
+    return sum(size for place, size in storages.items() if place not in known) / num_tokens
+
+
+@pytest.mark.parametrize("sizes", [(256, 512, 8, 2, 32), (256, 1024, 4, 4, 64), (384, 512, 6, 3, 64)])
+def test_activations_of_a_block_are_what_autograd_keeps(sizes):
+    D, F, H, K, C = sizes
+    config = DecoderConfig(
+        vocab_size=64, hidden_size=D, intermediate_size=F, num_hidden_layers=1, num_attention_heads=H,
+        num_key_value_heads=K, head_dim=C,
+    )  # fmt: skip
+    estimate = plan_memory.block_activations_per_token(replace(job(), shape=config))
+    assert estimate == pytest.approx(saved_bytes_per_token(config, 64), rel=0.05)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(8, 60), st.integers(8, 60), st.integers(8, 60), st.integers(2, 9))
+def test_tokens_and_attention_are_those_of_the_layout_counted_one_by_one(prompt, response, judgment, n):
+    it = job(f"rollout.num_rollouts={n}", num_gpus=1, prompt=prompt, response=response, judgment=judgment)
+    context = prompt + response
+    num_tokens = num_visible = 0
+    for _ in range(2 * it.recipe.grpo.pairs_per_step):
+        num_tokens += context + n * judgment
+        num_visible += sum(range(1, context + 1)) + n * sum(range(context + 1, context + judgment + 1))
+    assert it.tokens == num_tokens
+    assert it.visible == pytest.approx(num_visible, rel=0.07)  # x²/2 for x (x + 1) / 2
+
+
+def test_a_context_is_computed_again_for_each_part_of_a_group_that_is_cut():
+    whole, cut = (job("grpo.tokens_per_micro_batch=" + size, num_gpus=1) for size in ("16384", "5050"))
+    assert whole.tokens - whole.loss_tokens == 256 * 1050
+    assert cut.tokens - cut.loss_tokens == 256 * 2 * 1050  # four judgments of 1,000 beside 1,050 tokens of context
+
+
+def test_bytes_of_8b_by_hand():
+    it, N = job(), 8_190_735_360
+    assert plan_memory.master_weights(it) == N / 4
+    assert plan_memory.moments_of_adamw(it) == N / 2
+    assert plan_memory.rollout_replica(it) == 2 * N
+    assert plan_memory.gradients(it) == N / 4
+    assert plan_memory.gradients(job("model.reduce_each_micro_batch=false")) == 4 * N
+    assert plan_memory.master_weights(job("model.shard_size=8")) == N / 2
+    assert plan_memory.kv_bytes_per_token(it) == 147_456
+    assert plan_memory.moments_of_adamw(job("grpo.optim.cpu_offload=true")) < N / 20
+    assert plan_memory.host_bytes(job("grpo.optim.cpu_offload=true")) == N / 2
+    assert plan_memory.reference_model(job("grpo.kl_coef=0")) == 0
+
+
+def test_seconds_grow_with_rollouts_and_shrink_with_gpus():
+    seconds = [plan_time.step_s(job(f"rollout.num_rollouts={n}")) for n in (4, 8, 16)]
+    assert seconds == sorted(seconds)
+    assert seconds[2] < 4 * seconds[0]
+    assert plan_time.step_s(job(num_gpus=32)) < plan_time.step_s(job()) < plan_time.step_s(job(num_gpus=8))
+    frugal, plain = job(), job("model.activation_checkpointing=false")
+    blocks = plan_time.block_flops(plain) / (312e12 * 0.4)
+    assert plan_time.forward_and_backward(frugal) - plan_time.forward_and_backward(plain) == pytest.approx(blocks)
+
+
+def test_copies_of_shards_reduce_within_a_node_and_sum_across():
+    spread, nodes = job(), job("model.shard_size=8")
+    assert plan_time.sum_over_copies(spread) == 0
+    # Half of what an all-reduce moves twice, 4 bytes of an eighth of the gradients, at 25 GB/s x 0.7.
+    assert plan_time.sum_over_copies(nodes) == pytest.approx(2 * 4 * nodes.N / 8 / 2 / (25e9 * 0.7))
+
+
+def test_the_report_stands_beside_the_paper(capsys):
+    assert main(["--plan", GRPO, "rollout.num_rollouts=2"]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    rows = [line for line in lines if len(line) == 4 and line[0].isdigit()]
+    assert [(n, paper, line) for n, _, paper, line in rows] == [
+        ("2", "-", "65"), ("4", "125", "125"), ("8", "246", "245"), ("16", "486", "485")
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        ["model.activation_checkpointing=false"],
+        ["model.reduce_each_micro_batch=false"],
+        ["rollout.kv_gib=0"],
+        ["--gpus", "4"],
+        ["grpo.tokens_per_micro_batch=262144"],
+    ],
+)
+def test_what_does_not_fit_is_told_with_what_helps_and_that_is_true(changes, capsys):
+    assert main(["--plan", GRPO, *changes]) == 3
+    told = re.search(r"^does not fit: .*", capsys.readouterr().out, re.M)[0]
+    advice = re.search(r"it would fit with (\S+) ", told)[1]
+    assert main(["--plan", GRPO, *changes, *(["--gpus", "8"] if advice.isdigit() else [advice])]) == 0
+
+
+def test_several_stages_are_planned_one_by_one(capsys):
+    assert main(["--plan", str(RECIPES / "own_data.toml"), "model.path=Qwen3-1.7B", "--gpus", "8"]) == 3
+    out = capsys.readouterr().out
+    assert re.findall(r"^(sft|grpo) of Qwen3-1.7B", out, re.M) == ["sft", "grpo"]
+    assert main(["--plan", str(RECIPES / "quickstart.toml")]) == 0
+
+
+def test_neither_a_gpu_nor_weights_are_touched(tmp_path, monkeypatch):
+    def touched(*_):
+        raise AssertionError("touched")
+
+    for name in ("_lazy_init", "is_available", "device_count"):
+        monkeypatch.setattr(f"torch.cuda.{name}", touched)
+    monkeypatch.setattr("rollout.weights.load_weights_", touched)
+    (tmp_path / "config.json").write_text(json.dumps(DecoderConfig(**SMALL).to_hf()))
+    assert main(["--plan", str(RECIPES / "quickstart.toml"), f"model.path={tmp_path}"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        ([], "--plan: no recipe given"),
+        ([GRPO, "--gpus", "0"], "argument --gpus: '0' is not a whole number of at least 1"),
+        ([GRPO, "--gpus", "1e3"], "argument --gpus: '1e3' is not a whole number of at least 1"),
+        ([GRPO, "--mfu", "nan"], "argument --mfu: 'nan' is not a share in (0, 1]"),
+        ([GRPO, "--bandwidth", "60%"], "argument --bandwidth: '60%' is not a share in (0, 1]"),
+        ([GRPO, "--gpu", "V100"], "argument --gpu: invalid choice: 'V100' (choose from"),
+        ([GRPO, "--gpuz", "3"], "unrecognized arguments: --gpuz"),
+        ([GRPO, "grpo.step=3"], "command line: unknown key 'grpo.step'; the nearest is 'grpo.steps'"),
+        ([GRPO, "model.path=nowhere"], "model.path: nowhere is not there and names none of Qwen3-1.7B, Qwen3-4B, "),
+        ([GRPO, "model.shard_size=3"], "model.shard_size=3 does not divide 16 GPUs"),
+        ([GRPO, "--judgment-tokens", "5000"], "--judgment-tokens 5000 is a mean above rollout.max_completion_tokens"),
+        ([GRPO, "--prompt-tokens", "9000"], "--prompt-tokens 9000 and --response-tokens 450 make more than prompt"),
+        ([GRPO, "grpo.tokens_per_micro_batch=2000"], "a context of 1050 tokens and a judgment of 1000 do not fit "),
+        (["nowhere.toml"], "nowhere.toml: no such file"),
+    ],
+)  # fmt: skip
+def test_nonsense_is_told_in_one_line(arguments, line, capsys):
+    assert main(["--plan", *arguments]) == 1
+    told = capsys.readouterr().err
+    assert told.startswith(f"error: {line}") and told.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("Qwen/Qwen3-8B", "Qwen3-8B"),
+        ("runs/qwen3_14b_sft_point/models/sft", "Qwen3-14B"),
+        ("qwen3-1.7b", "Qwen3-1.7B"),
+        ("runs/qwen3_8b_sft/qwen3_4b", "Qwen3-4B"),
+        ("Qwen3-32B", None),
+        ("models/judge", None),
+    ],
+)
+def test_a_path_names_its_model(path, name):
+    assert (shape_named_in(path) or (None,))[0] == name

@@ -1,0 +1,210 @@
+"""What a recipe will need: memory and seconds per step, from shapes alone. No GPU is touched and no weight is read.
+
+`trainer/main.py --plan RECIPE.toml [key=value …]`. The formulas stand in trainer/plan_memory.py and
+trainer/plan_time.py, each beside its number.
+
+Lengths, unless told. P = 600: a judge prompt's rubrics and instructions are about 350 tokens, and RM-Bench's prompts
+are short. R = 450: RM-Bench's responses have a median of 335 tokens (chat) and 442 (code). J = 1,000: the paper's
+Table 8 takes 311 s at a limit of 1,024 tokens and 486 s at 4,096, so the mean judgment is at most 486 / 311 x 1,024.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NoReturn
+
+from rollout.decoder import DecoderConfig
+from rollout.shapes import QWEN3, shape_named_in
+from trainer.config import Recipe
+from trainer.plan_job import GIB, GPUS, Job
+from trainer.plan_memory import ALWAYS, PHASES, host_bytes, peak, room_for_keys_and_values
+from trainer.plan_time import PAPER_S, paper_line, quantities, rows, step_s
+from trainer.tiny import small_config
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(message)
+
+
+def _at_least_one(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
+
+
+def _share(text: str) -> float:
+    try:
+        if 0 < float(text) <= 1:
+            return float(text)
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"{text!r} is not a share in (0, 1]")
+
+
+def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
+    """Options of the estimate, and `recipe`: the files and overrides.
+
+    Raises:
+        ValueError: one line about an option that makes no sense.
+    """
+    parser = _Parser(prog="trainer/main.py --plan", allow_abbrev=False, description=__doc__.partition("\n")[0])
+    parser.add_argument("recipe", nargs="*", metavar="RECIPE.toml|key=value")
+    parser.add_argument("--gpu", choices=GPUS, default="A100", help="default: A100, 80 GB, SXM")
+    parser.add_argument("--gpus", type=_at_least_one, help="default: the recipe's num_processes, or 1")
+    parser.add_argument("--model", choices=QWEN3, help="the shape, where model.path is not there and does not name it")
+    parser.add_argument("--prompt-tokens", type=_at_least_one, help="with instructions and rubrics (default: 600)")
+    parser.add_argument("--response-tokens", type=_at_least_one, help="default: 450")
+    parser.add_argument("--judgment-tokens", type=_at_least_one, help="mean of what a judge writes (default: 1000)")
+    parser.add_argument("--mfu", type=_share, default=0.4, help="share of a GPU's products (default: 0.4)")
+    parser.add_argument("--bandwidth", type=_share, default=0.6, help="share of its bandwidth in decoding (0.6)")
+    options = parser.parse_intermixed_args(arguments)
+    if not options.recipe:
+        raise ValueError("--plan: no recipe given")
+    return options
+
+
+def plan(recipe: Recipe, options: argparse.Namespace) -> tuple[str, bool]:
+    """The report, and whether every stage fits.
+
+    Raises:
+        ValueError: one line about lengths or sizes that cannot be.
+    """
+    name, shape = _shape(recipe, options.model)
+    prompt, response, judgment = _lengths(recipe, options, shape.max_position_embeddings)
+    jobs = [
+        Job(
+            recipe=recipe, stage=stage, shape=shape, gpu=GPUS[options.gpu],
+            num_gpus=options.gpus or recipe.num_processes or 1, prompt=prompt, response=response, judgment=judgment,
+            mfu=options.mfu, bandwidth=options.bandwidth,
+        )
+        for stage in recipe.stages
+    ]  # fmt: skip
+    lines = [line for job in jobs for line in _report(job, name)]
+    return "\n".join(lines), all(map(fits, jobs))
+
+
+def fits(job: Job) -> bool:
+    return peak(job)[1] <= job.gpu.memory_gib * GIB
+
+
+def _shape(recipe: Recipe, model: str | None) -> tuple[str, DecoderConfig]:
+    path = recipe.model.path
+    if model:
+        return model, QWEN3[model]
+    if not path:
+        return "the recipe's small model", small_config(recipe.model.small)
+    if Path(path).is_dir():
+        return path, DecoderConfig.from_pretrained(path)
+    named = shape_named_in(path)
+    if named is None:
+        raise ValueError(f"model.path: {path} is not there and names none of {', '.join(QWEN3)}; --model says which")
+    return named
+
+
+def _lengths(recipe: Recipe, options: argparse.Namespace, num_positions: int) -> tuple[int, int, int]:
+    """P, R and J: as told, or the defaults, shortened to what the recipe and the model let through."""
+    longest, most = recipe.rollout.max_completion_tokens, recipe.prompt.max_context_tokens
+    judgment = options.judgment_tokens or min(1000, longest)
+    if judgment > longest:
+        raise ValueError(f"--judgment-tokens {judgment} is a mean above rollout.max_completion_tokens={longest}")
+    usual = max(7, min(1050, most, num_positions - judgment))
+    prompt, response = options.prompt_tokens or usual * 4 // 7, options.response_tokens or usual * 3 // 7
+    if prompt + response > most:
+        raise ValueError(
+            f"--prompt-tokens {prompt} and --response-tokens {response} make more than prompt.max_context_tokens={most}"
+        )
+    return prompt, response, judgment
+
+
+def _report(job: Job, name: str) -> Iterator[str]:
+    yield f"{job.stage} of {name}, N = {job.N:,} parameters, on {job.num_gpus} x {job.gpu.name} (s = {job.shards})"
+    lengths = f"P {job.prompt} + R {job.response} + J {job.judgment} tokens"
+    if job.rolls_out:
+        yield f"  {job.config.pairs_per_step} pairs a step, n = {job.n}, {lengths}"
+    else:
+        yield f"  {job.config.rows_per_step} rows a step, {lengths}"
+    yield from ("", "memory of one GPU, GiB")
+    always = sum(quantity(job) for quantity in ALWAYS)
+    for phase, quantities_ in ("always", ALWAYS), *PHASES.items():
+        needed = [(quantity, quantity(job) / GIB) for quantity in quantities_]
+        total = sum(gib for _, gib in needed) + (0 if phase == "always" else always / GIB)
+        if phase == "rollout" and not any(gib for _, gib in needed):
+            continue
+        yield f"  {phase + (' (with what is there always)' if phase != 'always' else ''):<48}{total:7.1f}"
+        yield from (_line(quantity, f"{gib:7.1f}") for quantity, gib in needed if gib)
+    if host_bytes(job):
+        yield f"  of the host for each GPU{'':24}{host_bytes(job) / GIB:7.1f}"
+    phase, num_bytes = peak(job)
+    told = f"{num_bytes / GIB:.0f} GiB on each of {job.num_gpus} x {job.gpu.name}, of {job.gpu.memory_gib:g} ({phase})"
+    if fits(job):
+        yield f"fits: {told}"
+    else:
+        yield f"does not fit: {told}; {_help(job)}"
+    yield from ("", f"seconds of a step, at {job.mfu:.0%} of the products and {job.bandwidth:.0%} of the bandwidth")
+    for phase, of_phase in quantities(job).items():
+        seconds = [(quantity, quantity(job)) for quantity in of_phase]
+        yield f"  {phase:<48}{sum(s for _, s in seconds):7.1f}"
+        yield from (_line(quantity, f"{s:7.1f}") for quantity, s in seconds if s)
+    total_s = step_s(job)
+    yield f"  {'step':<48}{total_s:7.1f}  {job.tokens * job.num_gpus / total_s:,.0f} trained tokens/s"
+    if job.rolls_out:
+        yield f"  {rows(job):.0f} judgments decode side by side on one GPU"
+        yield from ("", *_beside_the_paper(job, name))
+    yield ""
+
+
+def _line(quantity: object, number: str) -> str:
+    words = quantity.__name__.replace("_", " ")
+    return f"    {words:<40}{number}    {quantity.__doc__.strip().partition(chr(10))[0]}"
+
+
+def _help(job: Job) -> str:
+    """What would bring a job nearer, with what it would then need; the first that make it fit, or else all."""
+    model, config, recipe = job.recipe.model, job.config, job.recipe
+    longest = job.context + (recipe.rollout.max_completion_tokens if job.rolls_out else job.judgment)
+    changes: list[tuple[str, Job]] = []
+
+    def change(text: str, **stage: object) -> None:
+        changes.append((text, replace(job, recipe=replace(recipe, **{job.stage: replace(config, **stage)}))))
+
+    def change_model(text: str, **values: object) -> None:
+        changes.append((text, replace(job, recipe=replace(recipe, model=replace(model, **values)))))
+
+    if not model.activation_checkpointing:
+        change_model("model.activation_checkpointing=true", activation_checkpointing=True)
+    if not model.reduce_each_micro_batch:
+        change_model("model.reduce_each_micro_batch=true", reduce_each_micro_batch=True)
+    if model.dtype == "float32":
+        change_model("model.dtype=bfloat16", dtype="bfloat16")
+    if job.has_replica and (room := int(room_for_keys_and_values(job) / GIB)) > 0:
+        less = replace(recipe, rollout=replace(recipe.rollout, kv_gib=float(room)))
+        changes.append((f"rollout.kv_gib={room}", replace(job, recipe=less)))
+    if config.tokens_per_micro_batch > longest:
+        change(f"{job.stage}.tokens_per_micro_batch={longest}", tokens_per_micro_batch=longest)
+    if not config.optim.cpu_offload:
+        change(f"{job.stage}.optim.cpu_offload=true", optim=replace(config.optim, cpu_offload=True))
+    if job.has_reference:
+        change("grpo.kl_coef=0", kl_coef=0.0)
+    if job.shards != job.num_gpus:
+        change_model("model.shard_size=0", shard_size=0)
+    changes.append((f"{2 * job.num_gpus} GPUs", replace(job, num_gpus=2 * job.num_gpus)))
+    better = [(text, other) for text, other in changes if peak(other)[1] < peak(job)[1]]
+    chosen = [(text, other) for text, other in better if fits(other)] or better
+    if not chosen:
+        return "nothing that --plan knows would help but a smaller model"
+    word = "it would fit with" if fits(chosen[0][1]) else "each of these helps, none alone is enough:"
+    return f"{word} " + " or ".join(f"{text} ({peak(other)[1] / GIB:.0f} GiB)" for text, other in chosen)
+
+
+def _beside_the_paper(job: Job, name: str) -> Iterator[str]:
+    yield "n    this estimate, s    Table 8 (16 A100s), s    5 + 30 n"
+    for n in sorted({4, 8, 16, job.n}):
+        rollout = replace(job.recipe.rollout, num_rollouts=n)
+        seconds = step_s(replace(job, recipe=replace(job.recipe, rollout=rollout)))
+        measured = PAPER_S.get((name, n), "-")
+        line = paper_line(n) if name == "Qwen3-8B" else "-"
+        yield f"{n:<5}{seconds:<20.0f}{measured!s:<25}{line}"

@@ -1,0 +1,169 @@
+"""Memory of one GPU, in bytes: each quantity is a function of a job, whose docstring is its formula.
+
+    N parameters   s shards: GPUs that share one copy   T tokens of a micro-batch   V vocabulary   D model width
+    F feed-forward width   H query heads   K key/value heads   C head width
+
+What lives through a step, and of the phases of a step the one that needs most. All are of the code as it stands:
+master weights and reductions in float32, compute in bfloat16, FSDP2 with a unit per block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from trainer.plan_job import BF16, FP32, GIB, Job
+
+Quantity = Callable[[Job], float]
+_ELEMENTS = 1 << 28  # of a chunk's logits (kernels/linear_logprob.py)
+
+
+def compute_bytes(job: Job) -> int:
+    return BF16 if job.recipe.model.dtype == "bfloat16" else FP32
+
+
+def master_weights(job: Job) -> float:
+    """4 B x N / s"""
+    return FP32 * job.N / job.shards
+
+
+def moments_of_adamw(job: Job) -> float:
+    """2 x 4 B x N / s; with optim.cpu_offload on the host, but for those of one matrix"""
+    if job.config.optim.cpu_offload:
+        return 2 * FP32 * max(job.head, job.shape.hidden_size * job.shape.intermediate_size) / job.shards
+    return 2 * FP32 * job.N / job.shards
+
+
+def reference_model(job: Job) -> float:
+    """4 B x N / s; nothing with kl_coef = 0"""
+    return FP32 * job.N / job.shards if job.has_reference else 0.0
+
+
+def rollout_replica(job: Job) -> float:
+    """2 B x N, whole on every GPU; nothing where nothing is judged"""
+    return compute_bytes(job) * job.N if job.has_replica else 0.0
+
+
+def context_and_libraries(job: Job) -> float:
+    """3 GiB: CUDA's context, NCCL's and cuBLAS's buffers, pieces that the allocator cannot use"""
+    return 3 * GIB
+
+
+def gradients(job: Job) -> float:
+    """4 B x N / s; whole, 4 B x N, where model.reduce_each_micro_batch is off"""
+    return FP32 * job.N / (job.shards if job.recipe.model.reduce_each_micro_batch else 1)
+
+
+def gathered_weights(job: Job) -> float:
+    """2 B x (head + embedding + 2 blocks: the one at work and the next)"""
+    outside = job.N - job.shape.num_hidden_layers * job.block
+    return compute_bytes(job) * (outside + 2 * job.block)
+
+
+def gathered_reference(job: Job) -> float:
+    """2 B x (head + embedding), which a model without a backward pass keeps"""
+    outside = job.N - job.shape.num_hidden_layers * job.block
+    return compute_bytes(job) * outside if job.has_reference else 0.0
+
+
+def gradients_on_their_way(job: Job) -> float:
+    """(2 B + 4 B) x 2 blocks: as computed and as reduced, of the one at work and the one before"""
+    return (compute_bytes(job) + FP32) * 2 * job.block
+
+
+def block_activations_per_token(job: Job) -> float:
+    """B per token of what one block keeps for its backward pass: 16 D + 8 F + 10.25 C (H + K), in bfloat16
+
+    Norms, residual, the feed-forward's four, and queries, keys and values before and after their norms.
+    """
+    shape = job.shape
+    heads = shape.head_dim * (shape.num_attention_heads + shape.num_key_value_heads)
+    in_bf16 = 16 * shape.hidden_size + 8 * shape.intermediate_size + 10.25 * heads
+    return in_bf16 * compute_bytes(job) / BF16
+
+
+def activations(job: Job) -> float:
+    """T x what a block keeps, of all blocks; with activation checkpointing of one, and 2 B x T x D of each"""
+    T, layers = job.config.tokens_per_micro_batch, job.shape.num_hidden_layers
+    of_block = T * block_activations_per_token(job)
+    if not job.recipe.model.activation_checkpointing:
+        return layers * of_block
+    return of_block + layers * T * job.shape.hidden_size * compute_bytes(job)
+
+
+def work_of_backward(job: Job) -> float:
+    """T x (14 F + 8 D) B: gradients of the feed-forward and what it computes in float32"""
+    return job.config.tokens_per_micro_batch * (14 * job.shape.intermediate_size + 8 * job.shape.hidden_size)
+
+
+def logits_of_a_chunk(job: Job) -> float:
+    """(4 B + 2 B) x at most 2^28 logits, and (4 B + 2 B) x V x D for the head's gradient"""
+    if job.shape.is_scalar:
+        return 0.0
+    num_logits = min(_ELEMENTS, job.config.tokens_per_micro_batch * job.shape.vocab_size)
+    return (FP32 + compute_bytes(job)) * (num_logits + job.head)
+
+
+def work_of_adamw(job: Job) -> float:
+    """4 B x N / s: AdamW takes the roots of all second moments at once; with optim.cpu_offload of one matrix"""
+    return moments_of_adamw(job) / 2
+
+
+def keys_and_values(job: Job) -> float:
+    """rollout.kv_gib; if 0, nine tenths of what is free before there are moments; at most max_rows whole texts"""
+    if not job.has_replica:
+        return 0.0
+    there = (master_weights, rollout_replica, context_and_libraries)
+    free = job.gpu.memory_gib * GIB - sum(quantity(job) for quantity in there)
+    wanted = job.recipe.rollout.kv_gib * GIB or max(0.0, 0.9 * free)
+    whole_texts = job.recipe.rollout.max_rows * job.shape.max_position_embeddings
+    return min(wanted, whole_texts * kv_bytes_per_token(job))
+
+
+def room_for_keys_and_values(job: Job) -> float:
+    """What rollout.kv_gib could be."""
+    return job.gpu.memory_gib * GIB - sum(quantity(job) for quantity in (*ALWAYS, work_of_decoding))
+
+
+def work_of_decoding(job: Job) -> float:
+    """12 B x rollout.max_rows x V of logits, 1 GiB for passes over contexts and recorded graphs"""
+    return 12 * job.recipe.rollout.max_rows * job.shape.vocab_size + GIB if job.has_replica else 0.0
+
+
+ALWAYS: tuple[Quantity, ...] = (
+    master_weights,
+    moments_of_adamw,
+    reference_model,
+    rollout_replica,
+    gathered_reference,
+    context_and_libraries,
+)
+PHASES: dict[str, tuple[Quantity, ...]] = {
+    "forward and backward": (
+        gradients,
+        gathered_weights,
+        gradients_on_their_way,
+        activations,
+        work_of_backward,
+        logits_of_a_chunk,
+    ),
+    "optimiser": (gradients, work_of_adamw),
+    "rollout": (keys_and_values, work_of_decoding),
+}
+
+
+def kv_bytes_per_token(job: Job) -> int:
+    shape = job.shape
+    return 2 * shape.num_hidden_layers * shape.num_key_value_heads * shape.head_dim * compute_bytes(job)
+
+
+def host_bytes(job: Job) -> float:
+    """Of the host's memory for each GPU: 2 x 4 B x N / s with optim.cpu_offload."""
+    return 2 * FP32 * job.N / job.shards if job.config.optim.cpu_offload else 0.0
+
+
+def peak(job: Job) -> tuple[str, float]:
+    """The phase that needs most, and bytes then."""
+    always = sum(quantity(job) for quantity in ALWAYS)
+    sums = {name: always + sum(quantity(job) for quantity in quantities) for name, quantities in PHASES.items()}
+    name = max(sums, key=sums.get)
+    return name, sums[name]
