@@ -231,14 +231,13 @@ class Engine:
             pending = self._launched()
             if pending is None:
                 return []
-            if pending.token_B is not None and self.config.look_ahead:
-                following = self._scheduler.plan_ahead(pending.step)
-                self._ahead = None if following is None else self._runner.launch(following, pending)
+            ahead = self._launched_ahead(pending)
             drawn = pending.wait()
         except Exception:
             # Whatever the pass has left behind is not to be read again, least of all nan.
             self.release_memory()
             raise
+        self._ahead = ahead  # not before: if the wait is interrupted, both are run again
         return self._append(self._scheduler.commit(pending.step), drawn)
 
     def _launched(self) -> Pending | None:
@@ -248,6 +247,13 @@ class Engine:
             return pending
         step = self._scheduler.plan()
         return self._runner.launch(step) if step.num_tokens else None
+
+    def _launched_ahead(self, pending: Pending) -> Pending | None:
+        """What follows a replayed step, if that is certain before it is read."""
+        if pending.token_B is None or not self.config.look_ahead:
+            return None
+        following = self._scheduler.plan_ahead(pending.step)
+        return None if following is None else self._runner.launch(following, pending)
 
     def _forget(self) -> None:
         """Drops all keys and values, and with them a step that runs: its samples draw the same tokens again."""

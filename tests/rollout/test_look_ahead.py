@@ -159,6 +159,25 @@ def test_new_weights_make_a_step_that_runs_void():
     assert max(len(c.token_ids) for group in outcomes[0] for c in group) == 20
 
 
+def test_a_wait_that_is_interrupted_loses_nothing(alone, monkeypatch):
+    engine, wait = paged(DOUBLE), Readback.wait
+    requests = [engine.submit(*pair) for pair in work()]
+    while engine._ahead is None:
+        engine.step()
+
+    def interrupted(self, num):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Readback, "wait", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        engine.step()
+    monkeypatch.setattr(Readback, "wait", wait)
+    while engine.has_work:
+        engine.step()
+    assert_agree([request.completions for request in requests], alone)
+    assert_nothing_is_held(engine)
+
+
 def test_a_step_that_nobody_wants_any_more_is_forgotten(log):
     """All its samples were cancelled; the next request begins with a step of its own."""
     engine = paged(DOUBLE)
