@@ -1,4 +1,4 @@
-"""Seconds of a GRPO step against n, the rollouts per response: contexts shared by their group, and not.
+"""Seconds of a GRPO step against n, the rollouts per response: as trees, and flat, where nothing is shared.
 
 Both layouts train on the same rollouts of the same random model, interleaved step by step, so that a noisy machine
 hits both alike; the unit of the paper's table 8 stands beside.
@@ -16,16 +16,16 @@ from tqdm import tqdm
 
 from patarm_core.embedded.splits import EmbeddedConfig
 from patarm_core.recipe import read_recipe
-from trainer.batches import Group
 from trainer.config import Recipe
 from trainer.distributed import World, world
-from trainer.grpo import VALUES, policy_loss, roll_out, step_advantages, to_groups
+from trainer.grpo import VALUES, policy_loss, roll_out, step_advantages, to_trees
 from trainer.inputs import load_inputs
 from trainer.learner import Learner
 from trainer.machine import machine
 from trainer.replica import JudgeReplica
 from trainer.run_folder import Stopwatch, write_text
 from trainer.tiny import make_model
+from trainer.token_tree import TokenTree
 
 # Table 8: Qwen3-8B, 4k tokens, 256 contexts a step, 16 A100s.
 PAPER_S = {4: 125.0, 8: 246.0, 16: 486.0}
@@ -64,19 +64,19 @@ def _measure(
 ) -> dict:
     recipe = replace(recipe, rollout=replace(recipe.rollout, num_rollouts=n))
     token_loss = policy_loss(replace(recipe.grpo, kl_coef=0.0), None)
-    seconds: dict[str, list[float]] = {"rollout_s": [], "shared_s": [], "flat_s": []}
+    seconds: dict[str, list[float]] = {"rollout_s": [], "tree_s": [], "flat_s": []}
     tokens = {}
     for step in tqdm(range(num_steps + 1), desc=f"n = {n}"):
         watch = Stopwatch(here.device)
         engine = replica.refreshed(learner)
         mine, _ = roll_out(engine, replica.shared, pairs, recipe, step, watch)
         advantage, _ = step_advantages([r for rollout in mine for r in rollout.rewards], len(mine), n, recipe.grpo)
-        shared = to_groups(mine, advantage)
-        layouts = [("shared", shared), ("flat", [part for group in shared for part in _alone(group)])]
-        for name, groups in layouts if step % 2 else layouts[::-1]:
-            with watch.phase(f"{name}_s"):
-                learner.update(groups, token_loss, recipe.grpo.tokens_per_micro_batch, step, VALUES)
-            tokens[name] = sum(group.length for group in groups)
+        trees, layouts = to_trees(mine, advantage), ["tree", "flat"]
+        for learner.layout in layouts if step % 2 else layouts[::-1]:
+            with watch.phase(f"{learner.layout}_s"):
+                learner.update(trees, token_loss, recipe.grpo.tokens_per_micro_batch, step, VALUES)
+            shares = learner.layout == "tree"
+            tokens[learner.layout] = sum(TokenTree.of(leaves, shares).num_tokens for leaves in trees)
         if step > 0:  # the first warms up
             for name, values in seconds.items():
                 values.append(watch.seconds[name])
@@ -84,28 +84,24 @@ def _measure(
         "num_rollouts": n,
         **{f"{name}_median": median(values) for name, values in seconds.items()},
         **{f"{name}_min": min(values) for name, values in seconds.items()},
-        "shared_tokens": tokens["shared"],
+        "tree_tokens": tokens["tree"],
         "flat_tokens": tokens["flat"],
-        "flat_over_shared": median(f / s for f, s in zip(seconds["flat_s"], seconds["shared_s"], strict=True)),
+        "flat_over_tree": median(f / t for f, t in zip(seconds["flat_s"], seconds["tree_s"], strict=True)),
         "paper_s": PAPER_S.get(n),
     }
 
 
-def _alone(group: Group) -> list[Group]:
-    return [group.part(i, i + 1) for i in range(len(group.completions))]
-
-
 def _table(records: list[dict], num_pairs: int) -> str:
     lines = [
-        f"{2 * num_pairs} contexts a step; seconds: median (least). Shared: a context is computed once for its group.",
+        f"{2 * num_pairs} contexts a step; seconds: median (least). Tree: what judgments share is computed once.",
         "Paper: 256 contexts of Qwen3-8B at 4k tokens, 16 A100s (table 8), rollout and update.",
         "",
-        "| n | rollout s | update s, shared | update s, flat | flat / shared | tokens, shared | flat | paper s/step |",
+        "| n | rollout s | update s, tree | update s, flat | flat / tree | tokens, tree | flat | paper s/step |",
         "|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for r in records:
-        times = [f"{r[f'{name}_median']:.2f} ({r[f'{name}_min']:.2f})" for name in ("rollout_s", "shared_s", "flat_s")]
-        cells = [str(r["num_rollouts"]), *times, f"{r['flat_over_shared']:.2f}"]
-        cells += [f"{r['shared_tokens']:,}", f"{r['flat_tokens']:,}", f"{r['paper_s'] or '-'}"]
+        times = [f"{r[f'{name}_median']:.2f} ({r[f'{name}_min']:.2f})" for name in ("rollout_s", "tree_s", "flat_s")]
+        cells = [str(r["num_rollouts"]), *times, f"{r['flat_over_tree']:.2f}"]
+        cells += [f"{r['tree_tokens']:,}", f"{r['flat_tokens']:,}", f"{r['paper_s'] or '-'}"]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)

@@ -7,7 +7,7 @@ step of training does.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 
 import torch
@@ -93,6 +93,11 @@ class _PackedLinear(torch.autograd.Function):
 
 
 _packed_weights: ContextVar[PackedWeights | None] = ContextVar("packed_weights", default=None)
+
+
+def packed_weights() -> AbstractContextManager[None]:
+    """The `PackedWeights` in use, or new ones for as long as this lasts."""
+    return PackedWeights().in_use() if _packed_weights.get() is None else nullcontext()
 
 
 def linear(x_BD: Tensor, weight_ND: Tensor, bias_N: Tensor | None = None) -> Tensor:

@@ -117,20 +117,24 @@ def records(folder: Path, file: str = "metrics.jsonl") -> list[dict]:
 
 
 def groups(num_groups: int, seed: int = 0) -> list:
-    """Groups of random tokens and advantages, of unequal lengths."""
+    """Groups of random tokens and advantages, of unequal lengths: three leaves of one context each."""
     import numpy as np
 
-    from trainer.batches import Group
+    from trainer.token_tree import Leaf
 
     rng = np.random.default_rng(seed)
     made = []
     for _ in range(num_groups):
         completions = [rng.integers(0, 300, rng.integers(1, 9)).tolist() for _ in range(3)]
-        values = {
-            "advantage": [np.full(len(c), rng.normal(), dtype=np.float32) for c in completions],
-            "old_logprob": [rng.normal(-5.7, 0.1, len(c)).astype(np.float32) for c in completions],
-        }
-        made.append(Group(rng.integers(0, 300, rng.integers(2, 20)).tolist(), completions, values))
+        values = [
+            {
+                "advantage": np.full(len(c), rng.normal(), dtype=np.float32),
+                "old_logprob": rng.normal(-5.7, 0.1, len(c)).astype(np.float32),
+            }
+            for c in completions
+        ]
+        context = rng.integers(0, 300, rng.integers(2, 20)).tolist()
+        made.append([Leaf(context, *parts, f"group {len(made)}") for parts in zip(completions, values)])
     return made
 
 

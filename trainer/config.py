@@ -54,6 +54,8 @@ class ModelConfig:
     path: str = ""  # a Hugging Face directory; empty: the small model below
     dtype: Literal["float32", "bfloat16"] = "float32"  # of compute; master weights and reductions are float32
     activation_checkpointing: bool = False
+    # Of what is trained: a pair's judgments share their beginnings, or each is laid out by itself (to compare with).
+    layout: Literal["tree", "flat"] = "tree"
     # False: gradients are reduced once a step, and until then every rank holds whole ones, 4 bytes per parameter.
     reduce_each_micro_batch: bool = False
     # Processes over which weights, gradients and moments are sharded, such as those of a node; groups of this size are
@@ -109,7 +111,7 @@ class SftConfig:
     steps: int = 0  # 0: whole epochs
     epochs: int = 1
     rows_per_step: int = 512  # table 7, pointwise
-    tokens_per_micro_batch: int = 16_384  # padded tokens in one forward pass on one rank
+    tokens_per_micro_batch: int = 16_384  # in one forward pass on one rank, padding included
     dev_every: int = 0  # steps between measurements on the dev pairs; 0: none
     checkpoint_every: int = 0  # steps; the end of the stage always makes one
     # The stage ends once `patience` dev measurements in a row bring no gain in accuracy above min_delta; 0: never

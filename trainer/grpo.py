@@ -14,18 +14,19 @@ from kernels.grpo_loss import grpo_loss
 from patarm_core import advantages
 from patarm_core.pairs import Pair
 from patarm_core.par import total_rewards
-from patarm_core.prompts import flatten
 from patarm_core.sampling import PairRandomSampler, flip_sides
 from rollout.engine import Engine
 from rollout.params import Completion
-from trainer.batches import Group, MicroBatch, token_logprobs
+from trainer.balance import my_share
 from trainer.config import GrpoConfig, Recipe
 from trainer.distributed import World
 from trainer.learner import Learner, TokenLossFn, sharded_decoder
+from trainer.logprobs import token_logprobs
 from trainer.replica import JudgeReplica
 from trainer.run_folder import RunFolder, Stopwatch
 from trainer.shared_rollout import SharedRollout
 from trainer.stage import count_steps, run_steps
+from trainer.token_tree import Leaf, MicroBatch
 
 STAGE = "grpo"
 VALUES = ("advantage", "old_logprob")
@@ -35,6 +36,7 @@ VALUES = ("advantage", "old_logprob")
 class PairRollout:
     """One pair's 2n completions, chosen side first, with what they earned."""
 
+    index: int  # of the pair in its step
     judged: JudgedPair
     contexts: tuple[list[int], list[int]]
     completions: list[Completion]  # 2n
@@ -49,7 +51,8 @@ def roll_out(
     Noise is named by (run seed, step, pair, side).
 
     Returns:
-        The rollouts of this rank's share of the pairs, and metrics of how the pairs were spread over the ranks.
+        The rollouts of this rank's share of the pairs, which costs all ranks the same, and metrics of how the pairs
+        were spread over the ranks.
     """
     sampling = PairSampling(
         n=recipe.rollout.num_rollouts, max_tokens=recipe.rollout.max_completion_tokens,
@@ -60,16 +63,18 @@ def roll_out(
     with watch.phase("wait_s"):
         spread = shared.wait(drawn)  # for the rank whose rollouts take longest
     with watch.phase("reward_s"):
-        share = zip(shared.world.share(list(pairs)), drawn.contexts, shared.of_my_share(drawn), strict=True)
-        return [rewarded(pair, contexts, sides, recipe) for pair, contexts, sides in share], spread
+        mine = shared.of_my_share(
+            drawn, lambda trees: my_share(trees, engine.decoder.config, recipe.model.layout, shared.world)
+        )
+        return [rewarded(i, pairs[i], contexts, sides, recipe) for i, (contexts, sides) in mine.items()], spread
 
 
 def rewarded(
-    pair: Pair, contexts: tuple[list[int], list[int]], sides: Sequence[list[Completion]], recipe: Recipe
+    index: int, pair: Pair, contexts: tuple[list[int], list[int]], sides: Sequence[list[Completion]], recipe: Recipe
 ) -> PairRollout:
     judged = read_strictly(pair, sides, recipe.prompt.rubrics)
     rewards = total_rewards(judged.chosen, judged.rejected, margin_reward=recipe.grpo.margin.build())
-    return PairRollout(judged, contexts, sides[0] + sides[1], rewards[0] + rewards[1])
+    return PairRollout(index, judged, contexts, sides[0] + sides[1], rewards[0] + rewards[1])
 
 
 def step_advantages(
@@ -89,18 +94,32 @@ def step_advantages(
     return advantage, {"zero_advantage_groups": num_lost, "zero_advantage_share": num_lost / num_groups}
 
 
-def to_groups(rollouts: Sequence[PairRollout], advantage: Sequence[float]) -> list[Group]:
-    """One group per side. A judgment's advantage holds for all of its tokens: the reward on the last, undiscounted."""
-    groups, remaining = [], iter(advantage)
+def to_trees(rollouts: Sequence[PairRollout], advantage: Sequence[float]) -> list[list[Leaf]]:
+    """One tree per pair. A judgment's advantage holds for all of its tokens: the reward on the last, undiscounted.
+
+    Args:
+        advantage: of all judgments of the step, pair by pair.
+    """
+    trees = []
     for rollout in rollouts:
-        n = len(rollout.completions) // 2
-        for context, side in zip(rollout.contexts, (rollout.completions[:n], rollout.completions[n:]), strict=True):
-            values = {
-                "advantage": [np.full(len(c.token_ids), next(remaining), dtype=np.float32) for c in side],
-                "old_logprob": [c.logprobs for c in side],
-            }
-            groups.append(Group(context, [c.token_ids for c in side], values))
-    return groups
+        pair, num = rollout.judged.pair, len(rollout.completions)
+        contexts = [context for context in rollout.contexts for _ in range(num // 2)]
+        own = advantage[rollout.index * num : (rollout.index + 1) * num]
+        trees.append(
+            [
+                Leaf(
+                    context,
+                    completion.token_ids,
+                    {
+                        "advantage": np.full(len(completion.token_ids), value, dtype=np.float32),
+                        "old_logprob": completion.logprobs,
+                    },
+                    f"pair {pair.id} of {pair.source}",
+                )
+                for context, completion, value in zip(contexts, rollout.completions, own, strict=True)
+            ]
+        )
+    return trees
 
 
 def policy_loss(config: GrpoConfig, reference: torch.nn.Module | None) -> TokenLossFn:
@@ -153,13 +172,12 @@ def rollout_metrics(rewarded: Sequence[tuple[JudgedPair, list[float]]]) -> dict[
 
 
 def sample_records(rollouts: Sequence[PairRollout], step: int, num_pairs: int) -> list[dict]:
-    """The first judgment of each side of a few pairs, with what was judged, for people to read."""
+    """The first judgment of each side of a few pairs, for people to read."""
     return [
         {
             "stage": STAGE, "step": step, "source": r.judged.pair.source, "id": r.judged.pair.id, "side": side,
             "judgment": texts[0], "score": None if judged[0].score is None else float(judged[0].score),
             "error": judged[0].error, "reward": r.rewards[offset],
-            "prompt": flatten(r.judged.pair.prompt), "response": getattr(r.judged.pair, side),
         }
         for r in rollouts[:num_pairs]
         for side, texts, judged, offset in (
@@ -180,7 +198,7 @@ def run_grpo(
     """Trains from the Hugging Face directory `model`, which is also the reference of the KL penalty."""
     config, world, n = recipe.grpo, replica.world, recipe.rollout.num_rollouts
     pairs, _ = flip_sides(pairs, recipe.data.label_noise, recipe.seed)
-    sampler = PairRandomSampler(len(pairs), config.pairs_per_step, recipe.seed, world.rank, world.size)
+    sampler = PairRandomSampler(len(pairs), config.pairs_per_step, recipe.seed)
     num_updates = count_steps(config, sampler) * config.inner_epochs
     learner = Learner(model, recipe.model, config.optim, num_updates, world)
     reference = sharded_decoder(model, recipe.model, world).requires_grad_(False) if config.kl_coef else None
@@ -193,16 +211,15 @@ def run_grpo(
             step_pairs = [pairs[i] for i in sampler.global_step(step.index)]
             mine, spread = roll_out(engine, replica.shared, step_pairs, recipe, step.index, step.watch)
             with phase("reward_s"):
-                rewards_by_rank = world.gather([reward for rollout in mine for reward in rollout.rewards])
-                rewards = [reward for rank in rewards_by_rank for reward in rank]
+                of_pair = {i: r for rank in world.gather({r.index: r.rewards for r in mine}) for i, r in rank.items()}
+                rewards = [reward for i in range(len(of_pair)) for reward in of_pair[i]]
                 advantage, lost = step_advantages(rewards, len(rewards) // (2 * n), n, config)
-                before = sum(len(rank) for rank in rewards_by_rank[: world.rank])
-                groups = to_groups(mine, advantage[before:])
+                trees = to_trees(mine, advantage)
             with phase("update_s"):
                 first_update = step.index * config.inner_epochs
                 updates = [
                     learner.update(
-                        groups,
+                        trees,
                         token_loss,
                         config.tokens_per_micro_batch,
                         first_update + epoch,

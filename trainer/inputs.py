@@ -12,11 +12,11 @@ from patarm_core.pairs import JudgmentExample
 from rollout.contexts import ContextBuilder, load_rubrics
 from rollout.decoder import DecoderConfig
 from rollout.vocabulary import load_tokenizer
-from trainer.batches import Group
 from trainer.config import Recipe
 from trainer.data import RunData, load_data
-from trainer.sft import sft_groups
+from trainer.sft import sft_leaves
 from trainer.tiny import small_config, small_tokenizer
+from trainer.token_tree import TILE, Leaf, room
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,7 @@ class Inputs:
     tokenizer: PreTrainedTokenizerBase = field(repr=False)
     model_config: DecoderConfig
     contexts: ContextBuilder
-    judgments: list[Group] = field(repr=False)  # the rows of SFT, tokenized
+    judgments: list[Leaf] = field(repr=False)  # the rows of SFT, tokenized
 
 
 def load_inputs(recipe: Recipe, model: str) -> Inputs:
@@ -52,7 +52,7 @@ def load_inputs(recipe: Recipe, model: str) -> Inputs:
     if tokenizer.eos_token_id is None:
         raise ValueError(f"{model}: the tokenizer has no end token")
     contexts = ContextBuilder(tokenizer, recipe.prompt, book)
-    judgments = sft_groups(data.judgments, contexts)
+    judgments = sft_leaves(data.judgments, contexts)
     for name, length, limit, key in _lengths(recipe, data, contexts, judgments, model_config):
         if length > limit:
             raise ValueError(f"{name} {length} tokens; {key} is {limit}")
@@ -72,14 +72,16 @@ def _check_format(judgments: Sequence[JudgmentExample], rubrics: RubricSetting) 
 
 
 def _lengths(
-    recipe: Recipe, data: RunData, contexts: ContextBuilder, judgments: list[Group], model_config: DecoderConfig
+    recipe: Recipe, data: RunData, contexts: ContextBuilder, judgments: list[Leaf], model_config: DecoderConfig
 ) -> Iterator[tuple[str, int, int, str]]:
     """(what, its tokens, their limit, the limit's name) of everything that training and evaluation will run."""
+    tiles = f"whole tiles of {TILE}"
     position_limit = model_config.max_position_embeddings, "the model's max_position_embeddings"
-    for example, group in zip(data.judgments, judgments, strict=True):
+    for example, leaf in zip(data.judgments, judgments, strict=True):
         name = f"judgment {example.id} of {example.source}: context and judgment make"
-        yield name, group.length, *position_limit
-        yield name, group.length, recipe.sft.tokens_per_micro_batch, "sft.tokens_per_micro_batch"
+        length = len(leaf.context) + len(leaf.completion)
+        yield name, length, *position_limit
+        yield name, len(leaf.path), room(recipe.sft.tokens_per_micro_batch), f"sft.tokens_per_micro_batch in {tiles}"
     num_new = recipe.rollout.max_completion_tokens
     for pairs in (data.pairs, data.dev, data.held_out):
         for pair in pairs:
@@ -87,4 +89,5 @@ def _lengths(
             length = max(map(len, contexts.sides(pair))) + num_new
             yield name, length, *position_limit
             if pairs is data.pairs:
-                yield name, length, recipe.grpo.tokens_per_micro_batch, "grpo.tokens_per_micro_batch"
+                limit = room(recipe.grpo.tokens_per_micro_batch)
+                yield name, length - 1, limit, f"grpo.tokens_per_micro_batch in {tiles}"

@@ -1,12 +1,13 @@
-"""The learner: a sharded decoder, its optimiser, and one optimiser step over any number of groups.
+"""The learner: a sharded decoder, its optimiser, and one optimiser step over any number of token trees.
 
-T loss tokens of a micro-batch
+T loss entries of a micro-batch
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +16,14 @@ from torch import Tensor, nn
 from torch.distributed._composable import checkpoint
 from torch.distributed.tensor import DTensor
 
+from kernels.matmul import packed_weights
 from rollout.decoder import Decoder, DecoderConfig
 from rollout.weights import full_tensors, load_weights_
-from trainer.batches import Group, MicroBatch, collate, micro_batches, token_logprobs
 from trainer.config import ModelConfig, OptimConfig
 from trainer.distributed import World, shard_
+from trainer.logprobs import token_logprobs
 from trainer.offload import OffloadedAdamW
+from trainer.token_tree import Leaf, MicroBatch, TokenTree, pack
 
 # (micro-batch, logprob_T, entropy_T) -> (loss_T, {metric: values_T}); the metrics are averaged over the step's tokens
 TokenLossFn = Callable[[MicroBatch, Tensor, Tensor], tuple[Tensor, dict[str, Tensor]]]
@@ -57,7 +60,7 @@ class Learner:
 
     def __init__(self, path: str | Path, model: ModelConfig, optim: OptimConfig, num_steps: int, world: World) -> None:
         self.world, self.optim, self.num_steps = world, optim, num_steps
-        self.reduce_each_micro_batch = model.reduce_each_micro_batch
+        self.layout, self.reduce_each_micro_batch = model.layout, model.reduce_each_micro_batch
         self.decoder = sharded_decoder(path, model, world)
         make = OffloadedAdamW if optim.cpu_offload else torch.optim.AdamW
         self.optimizer = make(
@@ -66,48 +69,54 @@ class Learner:
 
     def update(
         self,
-        groups: Sequence[Group],
+        trees: Sequence[Sequence[Leaf]],
         token_loss: TokenLossFn,
         max_tokens: int,
         step: int,
         value_names: Sequence[str] = (),
         exact_logprobs: bool = False,
+        is_atomic: bool = False,
     ) -> dict[str, float]:
-        """One optimiser step on the groups of all ranks; `value_names` are those that every group carries.
+        """One optimiser step on the trees of all ranks.
 
-        The loss is the sum over all loss tokens divided by their global number, so it depends neither on micro-batches
-        nor on the number of ranks. Every rank runs the same number of micro-batches, or its peers would wait for ever.
+        The loss is the sum over all loss tokens divided by their global number, or with weights of their own if leaves
+        carry the value `weight`; so it depends neither on layout and micro-batches nor on the number of ranks. Every
+        rank runs the same number of micro-batches, or its peers would wait for ever.
+
+        Args:
+            trees: of this rank: the leaves of each, which share what they can.
+            value_names: those that every leaf carries.
+            is_atomic: the leaves of a tree stay in one micro-batch.
 
         Returns:
             loss, grad_norm, lr, num_tokens, and the means of what `token_loss` returned; a metric named `max_…` is
             the largest value instead.
         """
         world, decoder = self.world, self.decoder
-        batches = micro_batches(groups, max_tokens)
-        num_tokens = int(world.sums({"n": sum(group.num_loss_tokens for group in groups)})["n"])
+        shares = self.layout == "tree"
+        batches = pack([TokenTree.of(leaves, shares, is_atomic) for leaves in trees], max_tokens)
+        num_tokens = int(world.sums({"n": sum(len(leaf.completion) for leaves in trees for leaf in leaves)})["n"])
         if num_tokens == 0:
             raise ValueError("a step needs at least one loss token")
         num_batches = world.maximum(len(batches))
-        sums: dict[str, Tensor | float] = {}
-        largest: dict[str, Tensor] = {}
-        for number in range(num_batches):
-            is_real = number < len(batches)
-            # A rank that has run out of groups goes on with a single token at weight 0.
-            batch = collate(batches[number] if is_real else [_stand_in(value_names)], world.device)
-            is_last = number == num_batches - 1
-            decoder.set_requires_gradient_sync(is_last or self.reduce_each_micro_batch)  # others accumulate, unsharded
-            decoder.set_requires_all_reduce(is_last)  # between copies of the shards, once a step in either case
-            logprob_T, entropy_T = token_logprobs(decoder, batch, exact_logprobs)
-            loss_T, metrics = token_loss(batch, logprob_T, entropy_T)
-            loss = loss_T.sum() / num_tokens if is_real else loss_T.sum() * 0.0
-            loss.backward()
-            for name, values_T in ({"loss": loss_T} | metrics).items():
-                values_T = values_T.detach().double()
-                if name.startswith("max_"):
-                    value = values_T.max() if is_real else values_T.new_tensor(-math.inf)
-                    largest[name] = torch.maximum(largest.get(name, value), value)
-                else:
-                    sums[name] = sums.get(name, 0.0) + (values_T.sum() if is_real else 0.0)
+        totals = _Totals()
+        # Weights are packed once a step: nothing is left of them when the optimiser changes them.
+        with packed_weights() if exact_logprobs else nullcontext():
+            for number in range(num_batches):
+                is_real = number < len(batches)
+                # A rank that has run out of trees goes on with a single token at weight 0.
+                batch = MicroBatch.of(batches[number] if is_real else [_stand_in(value_names)], world.device)
+                is_last = number == num_batches - 1
+                # The others accumulate, unsharded.
+                decoder.set_requires_gradient_sync(is_last or self.reduce_each_micro_batch)
+                decoder.set_requires_all_reduce(is_last)  # between copies of the shards, once a step in either case
+                logprob_T, entropy_T = token_logprobs(decoder, batch, exact_logprobs)
+                loss_T, metrics = token_loss(batch, logprob_T, entropy_T)
+                weight_T = batch.values_T.get("weight", 1 / num_tokens)
+                loss = (loss_T * weight_T).sum()
+                (loss if is_real else loss * 0.0).backward()
+                # What is told are sums divided by the number of tokens; the loss has been divided already.
+                totals.add(metrics | {"loss": loss_T.detach().double() * weight_T * num_tokens}, is_real)
         lr = learning_rate(self.optim, step, self.num_steps)
         grad_norm = nn.utils.clip_grad_norm_(decoder.parameters(), self.optim.grad_clip)
         grad_norm = float(grad_norm.full_tensor() if isinstance(grad_norm, DTensor) else grad_norm)
@@ -117,8 +126,9 @@ class Learner:
                 group["lr"] = lr
             self.optimizer.step()
         self.optimizer.zero_grad()
-        means = {name: total / num_tokens for name, total in world.sums({k: float(v) for k, v in sums.items()}).items()}
-        peaks = {name: max(world.gather(float(value))) for name, value in largest.items()}
+        sums = world.sums({name: float(total) for name, total in totals.sums.items()})
+        means = {name: total / num_tokens for name, total in sums.items()}
+        peaks = {name: max(world.gather(float(value))) for name, value in totals.largest.items()}
         return means | peaks | {
             "grad_norm": grad_norm, "lr": lr, "num_tokens": num_tokens, "skipped": float(not is_finite)
         }  # fmt: skip
@@ -130,5 +140,22 @@ class Learner:
             target.copy_(tensor)
 
 
-def _stand_in(value_names: Sequence[str]) -> Group:
-    return Group([0], [[0]], {name: [np.zeros(1, dtype=np.float32)] for name in value_names})
+class _Totals:
+    """Of a step's metrics on this rank. A stand-in adds their names alone: all ranks need the same."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, Tensor | float] = {}
+        self.largest: dict[str, Tensor] = {}  # of those named `max_…`
+
+    def add(self, metrics: dict[str, Tensor], is_real: bool) -> None:
+        for name, values_T in metrics.items():
+            values_T = values_T.detach().double()
+            if name.startswith("max_"):
+                value = values_T.max() if is_real else values_T.new_tensor(-math.inf)
+                self.largest[name] = torch.maximum(self.largest.get(name, value), value)
+            else:
+                self.sums[name] = self.sums.get(name, 0.0) + (values_T.sum() if is_real else 0.0)
+
+
+def _stand_in(value_names: Sequence[str]) -> TokenTree:
+    return TokenTree.of([Leaf([0], [0], {name: np.zeros(1, dtype=np.float32) for name in value_names})])

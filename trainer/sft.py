@@ -9,23 +9,25 @@ from torch import Tensor
 from patarm_core.pairs import JudgmentExample, Pair
 from patarm_core.sampling import PairRandomSampler
 from rollout.contexts import ContextBuilder
-from trainer.batches import Group, MicroBatch
+from trainer.balance import my_share
 from trainer.config import Recipe
 from trainer.learner import Learner
 from trainer.replica import JudgeReplica
 from trainer.run_folder import RunFolder
 from trainer.stage import count_steps, run_steps
+from trainer.token_tree import Leaf, MicroBatch
 
 STAGE = "sft"
 
 
-def sft_groups(examples: Sequence[JudgmentExample], contexts: ContextBuilder) -> list[Group]:
-    """One group per judgment; the completion ends with the tokenizer's end token."""
+def sft_leaves(examples: Sequence[JudgmentExample], contexts: ContextBuilder) -> list[Leaf]:
+    """One per judgment; the completion ends with the tokenizer's end token."""
     end = contexts.tokenizer.eos_token_id
     return [
-        Group(
+        Leaf(
             contexts.pointwise(example.prompt, example.response, example.task, f"judgment {example.id}"),
-            [[*contexts.tokenizer.encode(example.judgment, add_special_tokens=False), end]],
+            [*contexts.tokenizer.encode(example.judgment, add_special_tokens=False), end],
+            name=f"judgment {example.id} of {example.source}",
         )
         for example in examples
     ]
@@ -39,19 +41,20 @@ def run_sft(
     recipe: Recipe,
     folder: RunFolder,
     model: str,
-    groups: Sequence[Group],
+    leaves: Sequence[Leaf],
     dev: Sequence[Pair],
     replica: JudgeReplica,
 ) -> Learner:
-    """Trains on groups of one judgment each, from the Hugging Face directory `model`; returns the learner."""
+    """Trains on judgments, each a tree of its own, from the Hugging Face directory `model`; returns the learner."""
     config, world = recipe.sft, replica.world
-    sampler = PairRandomSampler(len(groups), config.rows_per_step, recipe.seed, world.rank, world.size)
+    sampler = PairRandomSampler(len(leaves), config.rows_per_step, recipe.seed)
     learner = Learner(model, recipe.model, config.optim, count_steps(config, sampler), world)
     for step in run_steps(STAGE, config, sampler, learner, folder, replica, dev, recipe):
         with step.watch.phase("step_s"):
-            share = [groups[i] for i in step.share]
+            trees = [[leaves[i]] for i in sampler.global_step(step.index)]
+            share = [trees[i] for i in my_share(trees, learner.decoder.config, recipe.model.layout, world)]
             metrics = learner.update(share, negative_log_likelihood, config.tokens_per_micro_batch, step.index)
-        num_context_tokens = world.sums({"n": sum(len(group.context) for group in share)})["n"]
+        num_context_tokens = world.sums({"n": sum(len(leaf.context) for (leaf,) in share)})["n"]
         metrics["tokens_per_s"] = (num_context_tokens + metrics["num_tokens"]) / step.watch.seconds["step_s"]
         step.metrics, step.note = metrics, f"loss {metrics['loss']:.3f}"
     return learner

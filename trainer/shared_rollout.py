@@ -21,12 +21,14 @@ from patarm_core.pairs import Pair
 from rollout.contexts import ContextBuilder
 from rollout.engine import Engine
 from rollout.packing import PackedCompletions
-from rollout.params import Completion
+from rollout.params import Completion, SamplingParams
 from rollout.work_queue import WorkQueue, longest_first, run_items
 from trainer.distributed import World
 from trainer.mistakes import PATIENCE_S
+from trainer.token_tree import Leaf
 
 Sides = list[list[Completion]]  # n of the chosen and n of the rejected response
+Contexts = tuple[list[int], list[int]]
 T = TypeVar("T")
 
 
@@ -35,7 +37,7 @@ class Drawn(Generic[T]):
     """What this rank made of the pairs that it took."""
 
     of_pair: dict[int, T]  # by index
-    contexts: list[tuple[list[int], list[int]]]  # of the pairs of its share, for which it need not have drawn
+    contexts: dict[int, Contexts]  # of these pairs
     tokens: Counter[str]  # sampled, by task
     completions: Counter[str]
     seconds: float
@@ -70,15 +72,17 @@ class SharedRollout:
             queue = WorkQueue(world.store, key, order, world.rank, world.size, num_dealt)
             self._num_queues += 1
         of_pair, tokens, completions = {}, Counter(), Counter()
+        drawn_contexts: dict[int, Contexts] = {}
+
+        def requests(i: int) -> list[tuple[list[int], SamplingParams]]:
+            drawn_contexts[i] = own[i] if i in own else self.contexts.sides(pairs[i])
+            return sampling.requests(pairs[i], drawn_contexts[i])
+
         # Of several ranks one shows a bar, of its even share.
         total = -(-len(pairs) // world.size) * 2 * sampling.n
         try:
             with tqdm(total=total, desc=progress, unit="judgment", disable=not (progress and world.is_main)) as bar:
-                for i, sides in run_items(
-                    engine,
-                    order if queue is None else queue,
-                    lambda i: sampling.requests(pairs[i], own[i] if i in own else self.contexts.sides(pairs[i])),
-                ):
+                for i, sides in run_items(engine, order if queue is None else queue, requests):
                     of_pair[i] = keep(pairs[i], sides)
                     tokens[pairs[i].task] += sum(len(c.token_ids) for side in sides for c in side)
                     completions[pairs[i].task] += 2 * sampling.n
@@ -89,7 +93,7 @@ class SharedRollout:
             raise
         if world.device.type == "cuda":
             engine.release_memory()  # keys and values would be in an update's way; on a CPU they lie in memory at hand
-        return Drawn(of_pair, contexts, tokens, completions, time.perf_counter() - start, queue)
+        return Drawn(of_pair, drawn_contexts, tokens, completions, time.perf_counter() - start, queue)
 
     def wait(self, drawn: Drawn) -> dict[str, float | list[int]]:
         """Waits for all ranks to be done with their pairs. Returns how work and time were spread, as metrics."""
@@ -114,13 +118,29 @@ class SharedRollout:
         everything = {i: item for of_pair in self.world.gather(drawn.of_pair) for i, item in of_pair.items()}
         return [everything[i] for i in range(len(everything))]
 
-    def of_my_share(self, drawn: Drawn[Sides]) -> list[Sides]:
-        """The completions of this rank's share of the pairs, whoever drew them."""
+    def of_my_share(
+        self, drawn: Drawn[Sides], share: Callable[[list[list[Leaf]]], list[int]]
+    ) -> dict[int, tuple[Contexts, Sides]]:
+        """Contexts and completions of this rank's share of the pairs, whoever drew them, by index.
+
+        Args:
+            share: which of all pairs, given as trees, are this rank's.
+        """
         if self.world.size == 1:
-            return [drawn.of_pair[i] for i in range(len(drawn.of_pair))]
-        packed = {i: [PackedCompletions.of(side) for side in sides] for i, sides in drawn.of_pair.items()}
-        everything = {i: sides for of_pair in self.world.gather(packed) for i, sides in of_pair.items()}
-        return [[side.unpack() for side in everything[i]] for i in self.world.share(list(range(len(everything))))]
+            return {i: (drawn.contexts[i], drawn.of_pair[i]) for i in range(len(drawn.of_pair))}
+        packed = {
+            i: (drawn.contexts[i], [PackedCompletions.of(side) for side in sides]) for i, sides in drawn.of_pair.items()
+        }
+        everything = {
+            i: (contexts, [side.unpack() for side in sides])
+            for of_pair in self.world.gather(packed)
+            for i, (contexts, sides) in of_pair.items()
+        }
+        trees = [
+            [Leaf(context, c.token_ids) for context, side in zip(*everything[i], strict=True) for c in side]
+            for i in range(len(everything))
+        ]
+        return {i: everything[i] for i in share(trees)}
 
     def _order(
         self, pairs: Sequence[Pair], contexts: Sequence[tuple[list[int], list[int]]], sampling: PairSampling

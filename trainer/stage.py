@@ -24,7 +24,6 @@ class Step:
     """One step of a stage; its body fills in metrics, samples and the note."""
 
     index: int  # from 0
-    share: list[int]  # indices of this rank's items
     watch: Stopwatch
     metrics: dict[str, float | list[int]] = field(default_factory=dict)
     samples: list[dict] = field(default_factory=list)  # lines of samples.jsonl
@@ -51,14 +50,13 @@ def run_steps(
     """
     world, num_steps = replica.world, count_steps(config, sampler)
     first = load_checkpoint_(folder.checkpoints(stage), learner) if recipe.resume else 0
-    sampler.load_state_dict(sampler.state_dict() | {"step": first})
     with StageLog(stage, first, recipe, folder, world) as log:
         measured = dev_measurements(log.past)
         if has_stalled(measured, config.patience, config.min_delta):
             return  # the checkpoint is of the step that ended the stage
         bar = trange(first, num_steps, initial=first, total=num_steps, desc=stage, disable=not world.is_main)
-        for index, share in zip(bar, sampler):
-            step = Step(index, share, Stopwatch(world.device))
+        for index in bar:
+            step = Step(index, Stopwatch(world.device))
             yield step
             done = index + 1
             is_last = done == num_steps

@@ -11,9 +11,9 @@ def test_a_benchmark_compares_both_layouts_on_the_same_rollouts(tmp_path, capsys
     assert [record["num_rollouts"] for record in records] == [2, 3]
     for record in records:
         # Flat: every rollout brings its context again.
-        assert record["flat_tokens"] > record["shared_tokens"] > 0
-        assert min(record["shared_s_min"], record["flat_s_min"], record["rollout_s_min"]) > 0
-        assert record["flat_over_shared"] == pytest.approx(record["flat_s_median"] / record["shared_s_median"])
+        assert record["flat_tokens"] > record["tree_tokens"] > 0
+        assert min(record["tree_s_min"], record["flat_s_min"], record["rollout_s_min"]) > 0
+        assert record["flat_over_tree"] == pytest.approx(record["flat_s_median"] / record["tree_s_median"])
     assert (tmp_path / "step.md").read_text().strip() in capsys.readouterr().out
 
 

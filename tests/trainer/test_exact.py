@@ -8,9 +8,11 @@ from rollout.engine import Engine
 from rollout.params import SamplingParams
 from tests import tiny_runs
 from tests.models import config, random_decoder, tokenizer
-from trainer.batches import Group, collate, group_attention, micro_batches, token_logprobs
 from trainer.exact import exact_attention
+from trainer.logprobs import token_logprobs
 from trainer.main import main
+from trainer.token_tree import Leaf, MicroBatch, TokenTree, pack
+from trainer.trunk_attention import trunk_attention
 
 V = 340
 # Two, seven and five queries to a key; widths with a remainder in vector loops; one key head.
@@ -22,7 +24,7 @@ SHAPES = {
 }
 
 
-def rolled_out(model) -> list[Group]:
+def rolled_out(model) -> list[list[Leaf]]:
     """Contexts around the engine's block of 64 positions, and completions that pass more of them."""
     generator = torch.Generator().manual_seed(0)
     contexts = [torch.randint(0, V, (length,), generator=generator).tolist() for length in (1, 30, 64, 65, 150)]
@@ -30,11 +32,7 @@ def rolled_out(model) -> list[Group]:
         SamplingParams(n=3, max_tokens=70 - 9 * i, seed=i, stop_token_ids=tuple(range(5 * (i % 3)))) for i in range(5)
     ]
     return [
-        Group(
-            context,
-            [c.token_ids for c in completions],
-            {"logprob": [c.logprobs for c in completions], "entropy": [c.entropies for c in completions]},
-        )
+        [Leaf(context, c.token_ids, {"logprob": c.logprobs, "entropy": c.entropies}) for c in completions]
         for context, completions in zip(contexts, Engine(model, tokenizer()).generate(contexts, params), strict=True)
     ]
 
@@ -43,9 +41,13 @@ def rolled_out(model) -> list[Group]:
 def test_is_what_the_rollout_recorded_to_the_bit(shape):
     model = random_decoder(config(vocab_size=V, num_hidden_layers=2, tie_word_embeddings=True, **SHAPES[shape]))
     groups = rolled_out(model)
-    for max_tokens in (250, 2000):
-        for batch in micro_batches(groups, max_tokens):
-            micro = collate(batch, torch.device("cpu"))
+    for max_tokens in (256, 2000):
+        # As trees of one context each, and as one tree of them all.
+        trees = [TokenTree.of(group) for group in groups]
+        if max_tokens == 2000:
+            trees = [TokenTree.of([leaf for group in groups for leaf in group])]
+        for batch in pack(trees, max_tokens):
+            micro = MicroBatch.of(batch, torch.device("cpu"))
             logprob_T, entropy_T = token_logprobs(model, micro, is_exact=True)
             assert torch.equal(logprob_T, micro.values_T["logprob"])
             assert torch.equal(entropy_T, micro.values_T["entropy"])
@@ -55,20 +57,16 @@ def test_is_what_the_rollout_recorded_to_the_bit(shape):
 
 def test_gradients_are_those_of_plain_attention():
     model = random_decoder(config(vocab_size=V, num_hidden_layers=2)).double()
-    groups = [
-        Group(group.context, group.completions, {"weight": [x.astype("float64") for x in group.values["logprob"]]})
-        for group in rolled_out(model)
-    ]
-    for batch in micro_batches(groups, 800):
-        micro = collate(batch, torch.device("cpu"))
+    for batch in pack([TokenTree.of(group) for group in rolled_out(model)], 800):
+        micro = MicroBatch.of(batch, torch.device("cpu"))
         gradients = []
 
         def readout(hidden_BLD, head_VD, micro=micro):
             return linear_logprob(hidden_BLD.flatten(0, 1)[micro.predictor_T], head_VD, micro.target_T)[0]
 
-        for attention in (group_attention, exact_attention):  # the head's exact form is for float32
-            logprob_T = model(micro.token_BL, micro.position_BL, attention(micro.segment_BL), readout)
-            loss = (logprob_T * micro.values_T["weight"]).sum()
+        for attention in (trunk_attention, exact_attention):  # the head's exact form is for float32
+            logprob_T = model(micro.token_BL, micro.position_BL, attention(micro.nodes), readout)
+            loss = (logprob_T * micro.values_T["logprob"].double()).sum()
             gradients.append(torch.autograd.grad(loss, list(model.parameters())))
         for plain, exact in zip(*gradients, strict=True):
             torch.testing.assert_close(exact, plain, rtol=1e-9, atol=1e-9)

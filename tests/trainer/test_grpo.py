@@ -16,12 +16,12 @@ from rollout.params import Completion
 from rollout.questions import STOP
 from tests import tiny_runs
 from trainer import grpo
-from trainer.batches import MicroBatch
 from trainer.config import GrpoConfig, MarginConfig, Recipe
 from trainer.distributed import World
 from trainer.main import main
 from trainer.run_folder import Stopwatch
 from trainer.shared_rollout import SharedRollout
+from trainer.token_tree import Leaf, MicroBatch, TokenTree
 
 
 def pair(id: str, chosen: str = "good", rejected: str = "bad") -> Pair:
@@ -203,15 +203,17 @@ def test_groups_without_variance_are_counted_and_get_exactly_zero():
 
 def test_each_judgment_carries_its_own_advantage_on_all_of_its_tokens(rollouts):
     advantage = [float(number) for number in range(16)]
-    groups = grpo.to_groups(rollouts, advantage)
-    assert [group.context for group in groups] == [[1, 0], [2, 0, 0], [1, 1], [2, 1, 0]]
-    flat = [(c, a, o) for g in groups for c, a, o in zip(g.completions, g.values["advantage"], g.values["old_logprob"])]
+    trees = [tree for rollout in rollouts for tree in grpo.to_trees([rollout], advantage)]  # whichever a rank has
+    assert [leaf.context for tree in trees for leaf in tree] == [
+        context for context in ([1, 0], [2, 0, 0], [1, 1], [2, 1, 0]) for _ in range(4)
+    ]
+    assert [leaf.name for tree in trees for leaf in tree] == ["pair 0 of here"] * 8 + ["pair 1 of here"] * 8
+    leaves = [leaf for tree in trees for leaf in tree]
     completions = [completion for rollout in rollouts for completion in rollout.completions]
-    assert len(flat) == len(completions) == 16
-    for (tokens, found, old), expected, completion in zip(flat, advantage, completions, strict=True):
-        assert tokens == completion.token_ids
-        assert found.tolist() == [expected] * len(tokens)
-        assert old is completion.logprobs
+    for leaf, expected, completion in zip(leaves, advantage, completions, strict=True):
+        assert leaf.completion == completion.token_ids
+        assert leaf.values["advantage"].tolist() == [expected] * len(leaf.completion)
+        assert leaf.values["old_logprob"] is completion.logprobs
 
 
 def test_metrics_split_the_reward_and_count_what_went_wrong(rollouts):
@@ -260,9 +262,15 @@ def test_a_sample_that_cannot_be_read_says_why():
     assert [(r["score"], r["error"], r["reward"]) for r in records] == [(None, "tags", -1.5), (None, "score", -1.0)]
 
 
+def with_values(values: dict[str, torch.Tensor]) -> MicroBatch:
+    arrays = {name: value.numpy() for name, value in values.items()}
+    num = len(next(iter(arrays.values())))
+    return MicroBatch.of([TokenTree.of([Leaf([0], [0] * num, arrays)])], torch.device("cpu"))
+
+
 def test_the_loss_reports_how_far_rollout_and_trainer_disagree():
     values = {"old_logprob": torch.tensor([-1.0, -2.0, -3.0]), "advantage": torch.tensor([1.0, 1.0, -1.0])}
-    batch = MicroBatch(*[torch.zeros(0)] * 5, values)
+    batch = with_values(values)
     loss_T, metrics = grpo.policy_loss(GrpoConfig(kl_coef=0.0), None)(
         batch, torch.tensor([-1.0, -1.5, -3.5]), torch.tensor([0.1, 0.2, 0.3])
     )
@@ -275,7 +283,7 @@ def test_the_loss_reports_how_far_rollout_and_trainer_disagree():
 def test_the_loss_is_the_recipes(monkeypatch):
     monkeypatch.setattr(grpo, "token_logprobs", lambda reference, batch, is_exact: (reference, None))
     values = {"old_logprob": torch.tensor([-1.0, -2.0, -3.0]), "advantage": torch.tensor([-1.0, -1.0, -1.0])}
-    batch = MicroBatch(*[torch.zeros(0)] * 5, values)
+    batch = with_values(values)
     config = GrpoConfig(clip_low=0.1, dual_clip=2.0, kl_coef=0.5, kl_estimator="k2", entropy_coef=0.25)
     loss_T, metrics = grpo.policy_loss(config, torch.tensor([0.0, -2.5, -3.0]))(
         batch, torch.tensor([0.0, -2.0, -4.0]), torch.tensor([1.0, 2.0, 0.0])

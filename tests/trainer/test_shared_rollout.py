@@ -18,6 +18,7 @@ from rollout.engine import Engine
 from tests.tiny_runs import pair, write_jsonl
 from trainer.distributed import World
 from trainer.shared_rollout import SharedRollout
+from trainer.token_tree import Leaf
 
 ROOT = Path(__file__).resolve().parents[2]
 SAMPLING = PairSampling(n=3, max_tokens=24, stream=("rollout", 0, 1))
@@ -57,6 +58,16 @@ def bits(sides) -> list:
     ]
 
 
+def dealt(here: World):
+    """Every other pair, as the trees of all of them tell that they are there."""
+
+    def share(trees: list[list[Leaf]]) -> list[int]:
+        assert [len(tree) for tree in trees] == [2 * SAMPLING.n] * NUM_PAIRS
+        return here.share(list(range(len(trees))))
+
+    return share
+
+
 def work(here: World, model: Path, rubrics: Path, data: Path, out: Path) -> None:
     """What each of two processes does: a draw by equals, one with a slow rank 1, one that fails on rank 1."""
     torch.set_num_threads(1)
@@ -72,10 +83,10 @@ def work(here: World, model: Path, rubrics: Path, data: Path, out: Path) -> None
         engine.step = slow_step if is_slow else step
         drawn = shared.draw(engine, pairs, SAMPLING, kept)
         metrics = shared.wait(drawn)
-        mine = [bits(sides) for sides in shared.of_my_share(drawn)]
+        mine = {i: (contexts, bits(sides)) for i, (contexts, sides) in shared.of_my_share(drawn, dealt(here)).items()}
         everything = shared.of_all_pairs(drawn)
         results[name] = {
-            "took": list(drawn.of_pair), "metrics": metrics, "contexts": drawn.contexts, "mine": mine,
+            "took": list(drawn.of_pair), "metrics": metrics, "mine": mine,
             "all": [bits(sides) for sides in everything],
         }  # fmt: skip
     here.gather(None)  # the last queue is removed
@@ -138,8 +149,7 @@ def plain(two):
 def test_two_ranks_draw_what_fixed_shares_draw_to_the_bit(two, plain, name):
     for rank, results in enumerate(two[0]):
         assert results[name]["all"] == [sides for _, sides in plain]
-        assert results[name]["mine"] == [sides for _, sides in plain[rank::2]]
-        assert results[name]["contexts"] == [contexts for contexts, _ in plain[rank::2]]
+        assert results[name]["mine"] == {i: plain[i] for i in range(rank, len(plain), 2)}
 
 
 @pytest.mark.slow
@@ -211,9 +221,9 @@ def test_one_rank_needs_no_process_group_and_begins_with_the_longest(files):
     assert begun == [list(context) for i in order for context in sides[i]]
     expected = [r for p in pairs for r in SAMPLING.requests(p, contexts.sides(p))]
     completions = load(*files)[0].generate(*zip(*expected))
-    assert [bits(s) for s in shared.of_my_share(drawn)] == [
-        bits(completions[2 * i : 2 * i + 2]) for i in range(len(pairs))
-    ]
+    assert {i: (c, bits(s)) for i, (c, s) in shared.of_my_share(drawn, None).items()} == {
+        i: (sides[i], bits(completions[2 * i : 2 * i + 2])) for i in range(len(pairs))
+    }
 
 
 def test_a_task_whose_judgments_were_long_goes_first(files):
