@@ -20,7 +20,8 @@ class ScoredPair:
     judgments: ClassVar[list[Judgment]] = []
 
     @classmethod
-    def of(cls, pair: Pair, *scores: float) -> ScoredPair:
+    def of(cls, pair: Pair, scores: tuple[float, float]) -> ScoredPair:
+        """From the scores of the chosen and of the rejected response."""
         return cls(pair, *(score if math.isfinite(score) else None for score in scores))
 
     def verdict(self, votes: int = 1) -> Verdict | None:

@@ -11,6 +11,9 @@ from patarm_core.embedded.splits import EmbeddedConfig
 from patarm_core.par import MarginReward, constant, graded
 from rollout.contexts import PromptConfig
 
+JUDGE_STAGES = ("sft", "grpo")  # that train a judge, which is measured by its judgments
+PAIR_STAGES = ("grpo", "bt", "dpo")  # that train on preference pairs
+
 
 def _check(config: object, is_right: Callable[[float], bool], right: str, *names: str) -> None:
     for name in names:
@@ -22,7 +25,7 @@ def _is_at_least(least: float) -> Callable[[float], bool]:
     return lambda value: least <= value < math.inf
 
 
-def _check_patience(config: SftConfig | GrpoConfig) -> None:
+def _check_patience(config: SftConfig | GrpoConfig | BtConfig) -> None:
     if config.patience and not config.dev_every:
         raise ValueError(f"patience={config.patience} counts dev measurements; dev_every=0 makes none")
 
@@ -77,7 +80,7 @@ class DataConfig:
     pairs: str = ""  # preference pairs for RL
     dev: str = ""  # pairs watched during training
     held_out: str = ""  # pairs for the reported result, read by nothing else
-    label_noise: float = 0.0  # seeded share of RL pairs whose sides are flipped (figure 4)
+    label_noise: float = 0.0  # seeded share of training pairs whose sides are flipped (figure 4)
     embedded: EmbeddedConfig = field(default_factory=EmbeddedConfig)
 
     def __post_init__(self) -> None:
@@ -195,6 +198,42 @@ class GrpoConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class BtConfig:
+    """Bradley-Terry reward model (METHOD: sec. 5). The paper gives no settings of its BTRM."""
+
+    steps: int = 0  # 0: whole epochs
+    epochs: int = 1
+    pairs_per_step: int = 128  # as in GRPO, so that both see the same pairs in the same steps
+    tokens_per_micro_batch: int = 16_384
+    dev_every: int = 0  # steps between measurements on the dev pairs; 0: none
+    checkpoint_every: int = 0  # steps; the end of the stage always makes one
+    patience: int = 0  # as in SftConfig
+    min_delta: float = 0.0
+    # Rate, epoch and cosine of RLHF Workflow's reward model (arXiv:2405.07863), its warm-up of 3 % in steps.
+    optim: OptimConfig = OptimConfig(lr=2e-6, schedule="cosine", warmup_steps=5)
+
+    def __post_init__(self) -> None:
+        _check(self, _is_at_least(0), "at least 0", "steps", "dev_every", "checkpoint_every", "patience", "min_delta")
+        _check(self, _is_at_least(1), "at least 1", "epochs", "pairs_per_step", "tokens_per_micro_batch")
+        _check_patience(self)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DpoConfig(BtConfig):
+    """Direct preference optimisation (arXiv:2305.18290); steps as in Bradley-Terry."""
+
+    beta: float = 0.1  # eq. 7; app. B
+    label_smoothing: float = 0.0  # share of labels held to be wrong (conservative DPO)
+    pairs_per_step: int = 64  # app. B
+    optim: OptimConfig = OptimConfig(lr=5e-7, warmup_steps=10)  # Zephyr's rate and linear fall (arXiv:2310.16944)
+
+    def __post_init__(self) -> None:
+        BtConfig.__post_init__(self)
+        _check(self, lambda value: 0 < value < math.inf, "positive", "beta")
+        _check(self, lambda share: 0 <= share < 0.5, "in [0, 0.5)", "label_smoothing")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class EvalConfig:
     num_judgments: int = 8  # of each response of a held-out pair
     votes: tuple[int, ...] = (1, 8)
@@ -244,7 +283,7 @@ class Recipe:
     seed: int = 0
     out: str  # the run's folder; a number is added when it exists, unless the run resumes
     resume: bool = False  # go on with the run in `out`
-    stages: tuple[Literal["sft", "grpo"], ...] = ("sft", "grpo")
+    stages: tuple[Literal["sft", "grpo", "bt", "dpo"], ...] = ("sft", "grpo")
     num_processes: int = 0  # refuse to start with any other number; 0: whatever torchrun starts
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
@@ -252,6 +291,8 @@ class Recipe:
     rollout: RolloutConfig = RolloutConfig()
     sft: SftConfig = field(default_factory=SftConfig)
     grpo: GrpoConfig = field(default_factory=GrpoConfig)
+    bt: BtConfig = field(default_factory=BtConfig)
+    dpo: DpoConfig = field(default_factory=DpoConfig)
     eval: EvalConfig = EvalConfig()
     watch: WatchConfig = WatchConfig()
     log: LogConfig = LogConfig()
@@ -260,6 +301,10 @@ class Recipe:
         _check(self, _is_at_least(0), "at least 0", "num_processes")
         if not self.out:
             raise ValueError("out is empty; it names the run's folder")
+        if "bt" in self.stages[:-1]:
+            raise ValueError(
+                f"stages={list(self.stages)}: bt leaves a reward model, which writes nothing; it comes last"
+            )
         if "grpo" in self.stages and self.rollout.temperature != 1:
             raise ValueError(
                 f"rollout.temperature={self.rollout.temperature} must be 1 with the stage grpo: "

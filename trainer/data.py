@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from patarm_core.embedded.splits import make_splits
 from patarm_core.pairs import JudgmentExample, Pair, judgment_to_json, pair_to_json, prompt_key
 from patarm_core.rubrics import RubricBook
+from patarm_core.sampling import flip_sides
 from rollout.contexts import load_judgments, load_pairs
-from trainer.config import DataConfig, Recipe
+from trainer.config import PAIR_STAGES, DataConfig, Recipe
 from trainer.run_folder import write_text
 
 
@@ -29,7 +31,8 @@ def load_data(recipe: Recipe, book: RubricBook) -> RunData:
     """
     config, stages = recipe.data, ", ".join(recipe.stages)
     needs_dev = any(getattr(recipe, stage).dev_every for stage in recipe.stages)
-    needed = {"judgments": "sft" in recipe.stages, "pairs": "grpo" in recipe.stages, "dev": needs_dev}
+    needs_pairs = not set(PAIR_STAGES).isdisjoint(recipe.stages)
+    needed = {"judgments": "sft" in recipe.stages, "pairs": needs_pairs, "dev": needs_dev}
     if config.source == "embedded":
         splits = make_splits(config.embedded)
         data = RunData(splits.sft, splits.rl, splits.dev, splits.held_out)
@@ -53,6 +56,11 @@ def load_data(recipe: Recipe, book: RubricBook) -> RunData:
     )
     _check_unseen(data, config)
     return data
+
+
+def noisy(pairs: Sequence[Pair], recipe: Recipe) -> list[Pair]:
+    """The pairs as every stage that trains on them sees them: the same sides flipped (METHOD: sec. 5, fig. 4)."""
+    return flip_sides(pairs, recipe.data.label_noise, recipe.seed)[0]
 
 
 def _check_unseen(data: RunData, config: DataConfig) -> None:

@@ -14,11 +14,12 @@ from kernels.grpo_loss import grpo_loss
 from patarm_core import advantages
 from patarm_core.pairs import Pair
 from patarm_core.par import total_rewards
-from patarm_core.sampling import PairRandomSampler, flip_sides
+from patarm_core.sampling import PairRandomSampler
 from rollout.engine import Engine
 from rollout.params import Completion
 from trainer.balance import my_share
 from trainer.config import GrpoConfig, Recipe
+from trainer.data import noisy
 from trainer.distributed import World
 from trainer.learner import Learner, TokenLossFn, sharded_decoder
 from trainer.logprobs import token_logprobs
@@ -197,7 +198,7 @@ def run_grpo(
 ) -> Learner:
     """Trains from the Hugging Face directory `model`, which is also the reference of the KL penalty."""
     config, world, n = recipe.grpo, replica.world, recipe.rollout.num_rollouts
-    pairs, _ = flip_sides(pairs, recipe.data.label_noise, recipe.seed)
+    pairs = noisy(pairs, recipe)
     sampler = PairRandomSampler(len(pairs), config.pairs_per_step, recipe.seed)
     num_updates = count_steps(config, sampler) * config.inner_epochs
     learner = Learner(model, recipe.model, config.optim, num_updates, world)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 
 from transformers import PreTrainedTokenizerBase
 
@@ -12,11 +13,14 @@ from patarm_core.pairs import JudgmentExample
 from rollout.contexts import ContextBuilder, load_rubrics
 from rollout.decoder import DecoderConfig
 from rollout.vocabulary import load_tokenizer
-from trainer.config import Recipe
+from trainer.bt import BradleyTerry
+from trainer.config import JUDGE_STAGES, Recipe
 from trainer.data import RunData, load_data
+from trainer.dpo import DirectPreference
+from trainer.pair_stage import PairObjective
 from trainer.sft import sft_leaves
-from trainer.tiny import small_config, small_tokenizer
-from trainer.token_tree import TILE, Leaf, room
+from trainer.tiny import chat_texts, judge_texts, small_config, small_tokenizer
+from trainer.token_tree import TILE, Leaf, TokenTree, room
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +30,7 @@ class Inputs:
     model_config: DecoderConfig
     contexts: ContextBuilder
     judgments: list[Leaf] = field(repr=False)  # the rows of SFT, tokenized
+    objectives: dict[str, PairObjective] = field(repr=False)  # of the stages that train on pairs without judging them
 
 
 def load_inputs(recipe: Recipe, model: str) -> Inputs:
@@ -42,21 +47,31 @@ def load_inputs(recipe: Recipe, model: str) -> Inputs:
     if "sft" in recipe.stages:
         _check_format(data.judgments, recipe.prompt.rubrics)
     if model:
-        model_config, tokenizer = DecoderConfig.from_pretrained(model), load_tokenizer(model)
+        tokenizer = load_tokenizer(model)
     else:
-        small = recipe.model.small
-        model_config = small_config(small)
-        tokenizer = small_tokenizer(small.vocab_size, recipe.prompt, book, data.judgments)
+        is_chat = not {"bt", "dpo"}.isdisjoint(recipe.stages)
+        texts = judge_texts(data.judgments, recipe.prompt, book) or (chat_texts(data.pairs) if is_chat else [])
+        tokenizer = small_tokenizer(recipe.model.small.vocab_size, texts)
+    kinds = {"bt": BradleyTerry, "dpo": DirectPreference}
+    objectives = {stage: kinds[stage](recipe, tokenizer) for stage in recipe.stages if stage in kinds}
+    if not model:
+        model_config = small_config(recipe.model.small)
+    elif recipe.stages == ("bt",):
+        model_config, _ = objectives["bt"].head.config(model)
+    else:
+        model_config = DecoderConfig.from_pretrained(model)
     if len(tokenizer) > model_config.vocab_size:
         raise ValueError(f"{model}: {len(tokenizer)} tokens in the tokenizer, the model has {model_config.vocab_size}")
     if tokenizer.eos_token_id is None:
         raise ValueError(f"{model}: the tokenizer has no end token")
     contexts = ContextBuilder(tokenizer, recipe.prompt, book)
     judgments = sft_leaves(data.judgments, contexts)
-    for name, length, limit, key in _lengths(recipe, data, contexts, judgments, model_config):
+    judged = _lengths(recipe, data, contexts, judgments, model_config)
+    compared = _lengths_of_chats(recipe, data, objectives, model_config)
+    for name, length, limit, key in chain(judged, compared):
         if length > limit:
             raise ValueError(f"{name} {length} tokens; {key} is {limit}")
-    return Inputs(data, tokenizer, model_config, contexts, judgments)
+    return Inputs(data, tokenizer, model_config, contexts, judgments, objectives)
 
 
 def _check_format(judgments: Sequence[JudgmentExample], rubrics: RubricSetting) -> None:
@@ -83,7 +98,9 @@ def _lengths(
         yield name, length, *position_limit
         yield name, len(leaf.path), room(recipe.sft.tokens_per_micro_batch), f"sft.tokens_per_micro_batch in {tiles}"
     num_new = recipe.rollout.max_completion_tokens
-    for pairs in (data.pairs, data.dev, data.held_out):
+    judges = not recipe.stages or not set(JUDGE_STAGES).isdisjoint(recipe.stages)
+    measured = (data.dev, data.held_out) if judges else ()
+    for pairs in (data.pairs if "grpo" in recipe.stages else [], *measured):
         for pair in pairs:
             name = f"pair {pair.id} of {pair.source}: context and rollout.max_completion_tokens make"
             length = max(map(len, contexts.sides(pair))) + num_new
@@ -91,3 +108,19 @@ def _lengths(
             if pairs is data.pairs:
                 limit = room(recipe.grpo.tokens_per_micro_batch)
                 yield name, length - 1, limit, f"grpo.tokens_per_micro_batch in {tiles}"
+
+
+def _lengths_of_chats(
+    recipe: Recipe, data: RunData, objectives: dict[str, PairObjective], model_config: DecoderConfig
+) -> Iterator[tuple[str, int, int, str]]:
+    """As `_lengths`, of the pairs whose responses are read as chat turns."""
+    position_limit = model_config.max_position_embeddings, "the model's max_position_embeddings"
+    for stage, objective in objectives.items():
+        key = f"{stage}.tokens_per_micro_batch"
+        limit = room(objective.config.tokens_per_micro_batch), f"{key} in whole tiles of {TILE}"
+        for pair in (*data.pairs, *(data.dev if objective.config.dev_every else ()), *data.held_out):
+            leaves = objective.leaves(pair)
+            name = f"pair {pair.id} of {pair.source}: prompt and"
+            yield f"{name} response make", max(len(leaf.path) for leaf in leaves), *position_limit
+            tree = TokenTree.of(leaves, recipe.model.layout == "tree")
+            yield f"{name} both responses make", tree.num_tokens, *limit

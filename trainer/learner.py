@@ -18,29 +18,39 @@ from torch.distributed.tensor import DTensor
 
 from kernels.matmul import packed_weights
 from rollout.decoder import Decoder, DecoderConfig
+from rollout.scalar import RewardHead
 from rollout.weights import full_tensors, load_weights_
 from trainer.config import ModelConfig, OptimConfig
 from trainer.distributed import World, shard_
-from trainer.logprobs import token_logprobs
+from trainer.logprobs import token_values
 from trainer.offload import OffloadedAdamW
 from trainer.token_tree import Leaf, MicroBatch, TokenTree, pack
 
-# (micro-batch, logprob_T, entropy_T) -> (loss_T, {metric: values_T}); the metrics are averaged over the step's tokens
-TokenLossFn = Callable[[MicroBatch, Tensor, Tensor], tuple[Tensor, dict[str, Tensor]]]
+# (micro-batch, logprob_T, entropy_T) -> (loss_T, {metric: values_T}); the metrics are averaged over the step's tokens.
+# Of a reward model it is (micro-batch, score_T).
+TokenLossFn = Callable[..., tuple[Tensor, dict[str, Tensor]]]
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def sharded_decoder(path: str | Path, config: ModelConfig, world: World) -> Decoder:
-    """Meta device, then sharding, then each rank's own slices from disk: no rank holds a full copy."""
+def sharded_decoder(path: str | Path, config: ModelConfig, world: World, head: RewardHead | None = None) -> Decoder:
+    """Meta device, then sharding, then each rank's own slices from disk: no rank holds a full copy.
+
+    Args:
+        path: a Hugging Face directory of a language model; with `head`, of that or a reward model.
+        head: makes it a reward model, whose head is drawn if it is not there.
+    """
+    shape, has_head = head.config(path) if head else (DecoderConfig.from_pretrained(path), True)
     with torch.device("meta"):
-        decoder = Decoder(DecoderConfig.from_pretrained(path))
+        decoder = Decoder(shape)
     if config.activation_checkpointing:
         for block in decoder.layers:
             checkpoint(block)
     shard_(decoder, world.mesh, DTYPES[config.dtype])
     decoder.to_empty(device=world.device)
-    load_weights_(decoder, path)
+    load_weights_(decoder, path, but=() if has_head else ("score.weight",))
+    if not has_head:
+        head.draw_(decoder)
     return decoder
 
 
@@ -58,10 +68,18 @@ def learning_rate(config: OptimConfig, step: int, num_steps: int) -> float:
 class Learner:
     """Owns the weights that are trained."""
 
-    def __init__(self, path: str | Path, model: ModelConfig, optim: OptimConfig, num_steps: int, world: World) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        model: ModelConfig,
+        optim: OptimConfig,
+        num_steps: int,
+        world: World,
+        head: RewardHead | None = None,
+    ) -> None:
         self.world, self.optim, self.num_steps = world, optim, num_steps
         self.layout, self.reduce_each_micro_batch = model.layout, model.reduce_each_micro_batch
-        self.decoder = sharded_decoder(path, model, world)
+        self.decoder = sharded_decoder(path, model, world, head)
         make = OffloadedAdamW if optim.cpu_offload else torch.optim.AdamW
         self.optimizer = make(
             self.decoder.parameters(), lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay
@@ -76,6 +94,7 @@ class Learner:
         value_names: Sequence[str] = (),
         exact_logprobs: bool = False,
         is_atomic: bool = False,
+        weighted_metrics: bool = False,
     ) -> dict[str, float]:
         """One optimiser step on the trees of all ranks.
 
@@ -87,6 +106,7 @@ class Learner:
             trees: of this rank: the leaves of each, which share what they can.
             value_names: those that every leaf carries.
             is_atomic: the leaves of a tree stay in one micro-batch.
+            weighted_metrics: the value `weight` says what a token counts in a mean, too.
 
         Returns:
             loss, grad_norm, lr, num_tokens, and the means of what `token_loss` returned; a metric named `max_…` is
@@ -105,17 +125,18 @@ class Learner:
             for number in range(num_batches):
                 is_real = number < len(batches)
                 # A rank that has run out of trees goes on with a single token at weight 0.
-                batch = MicroBatch.of(batches[number] if is_real else [_stand_in(value_names)], world.device)
+                batch = MicroBatch.of(batches[number] if is_real else [stand_in(value_names)], world.device)
                 is_last = number == num_batches - 1
                 # The others accumulate, unsharded.
                 decoder.set_requires_gradient_sync(is_last or self.reduce_each_micro_batch)
                 decoder.set_requires_all_reduce(is_last)  # between copies of the shards, once a step in either case
-                logprob_T, entropy_T = token_logprobs(decoder, batch, exact_logprobs)
-                loss_T, metrics = token_loss(batch, logprob_T, entropy_T)
+                loss_T, metrics = token_loss(batch, *token_values(decoder, batch, exact_logprobs))
                 weight_T = batch.values_T.get("weight", 1 / num_tokens)
                 loss = (loss_T * weight_T).sum()
                 (loss if is_real else loss * 0.0).backward()
                 # What is told are sums divided by the number of tokens; the loss has been divided already.
+                if weighted_metrics:
+                    metrics = {name: values_T * weight_T * num_tokens for name, values_T in metrics.items()}
                 totals.add(metrics | {"loss": loss_T.detach().double() * weight_T * num_tokens}, is_real)
         lr = learning_rate(self.optim, step, self.num_steps)
         grad_norm = nn.utils.clip_grad_norm_(decoder.parameters(), self.optim.grad_clip)
@@ -157,5 +178,6 @@ class _Totals:
                 self.sums[name] = self.sums.get(name, 0.0) + (values_T.sum() if is_real else 0.0)
 
 
-def _stand_in(value_names: Sequence[str]) -> TokenTree:
-    return TokenTree.of([Leaf([0], [0], {name: np.zeros(1, dtype=np.float32) for name in value_names})])
+def stand_in(value_names: Sequence[str] = ()) -> TokenTree:
+    leaf = Leaf([0], [0], {name: np.zeros(1, dtype=np.float32) for name in value_names})
+    return TokenTree.of([leaf, leaf])  # two, for losses of pairs

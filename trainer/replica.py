@@ -7,7 +7,7 @@ from functools import cached_property
 
 import torch
 
-from eval.pair_accuracy import JudgedPair, format_rates, judge_sampling, pair_accuracy, read_leniently
+from eval.pair_accuracy import Judged, JudgedPair, format_rates, judge_sampling, pair_accuracy, read_leniently
 from patarm_core.pairs import Pair
 from rollout.contexts import ContextBuilder
 from rollout.decoder import Decoder, DecoderConfig
@@ -56,11 +56,15 @@ class JudgeReplica:
     def measure(self, learner: Learner, dev: Sequence[Pair]) -> dict[str, float]:
         """Accuracy, margin and validity on the dev pairs."""
         judged = self.judge(learner, dev, self._eval.num_dev_judgments)
-        accuracy = pair_accuracy(judged, self._eval.num_dev_judgments)
-        return {
-            "dev_accuracy": accuracy.accuracy,
-            "dev_accuracy_low": accuracy.low,
-            "dev_accuracy_high": accuracy.high,
-            "dev_margin": accuracy.margin if accuracy.margin is not None else 0.0,
-            "dev_valid_rate": format_rates(judged)["valid_rate"],
-        }
+        return dev_metrics(judged, self._eval.num_dev_judgments)
+
+
+def dev_metrics(judged: Sequence[Judged], votes: int) -> dict[str, float]:
+    accuracy, rates = pair_accuracy(judged, votes), format_rates(judged)
+    return {
+        "dev_accuracy": accuracy.accuracy,
+        "dev_accuracy_low": accuracy.low,
+        "dev_accuracy_high": accuracy.high,
+        "dev_margin": accuracy.margin if accuracy.margin is not None else 0.0,
+        **({"dev_valid_rate": rates["valid_rate"]} if rates else {}),
+    }

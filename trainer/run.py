@@ -14,13 +14,14 @@ from eval.pairs_command import write_judgments
 from eval.tables import accuracy_table, task_table
 from rollout.contexts import read_text
 from rollout.weights import save_decoder
-from trainer.config import Recipe
+from trainer.config import JUDGE_STAGES, Recipe
 from trainer.data import write_data
 from trainer.distributed import World, world
 from trainer.grpo import run_grpo
 from trainer.inputs import Inputs, load_inputs
 from trainer.learner import DTYPES, Learner
 from trainer.machine import machine
+from trainer.pair_stage import PairObjective, run_on_pairs
 from trainer.replica import JudgeReplica
 from trainer.report import draw_curves, time_table
 from trainer.run_folder import RunFolder, write_text
@@ -60,7 +61,9 @@ def run(recipe: Recipe, start: float) -> None:
             if recipe.grpo.exact_logprobs and here.device.type != "cpu":
                 raise ValueError(f"grpo.exact_logprobs: is for a CPU; this run is on {here.device}")
             # A checkpoint of another shape is told here, and not after hours.
-            untrained = Learner(model, recipe.model, recipe.sft.optim, 1, here) if model else None
+            first = inputs.objectives.get(recipe.stages[0]) if recipe.stages else None
+            head = first.head if first else None
+            untrained = Learner(model, recipe.model, recipe.sft.optim, 1, here, head) if model else None
         with here.agreed():
             folder.create(recipe)
         with _ours_to_blame():
@@ -76,10 +79,13 @@ def run(recipe: Recipe, start: float) -> None:
             here.gather(None)  # the model is there
             if untrained is None:
                 model = str(folder.model("initial"))
-                untrained = Learner(model, recipe.model, recipe.sft.optim, 1, here)
+                untrained = Learner(model, recipe.model, recipe.sft.optim, 1, here, head)
             replica = JudgeReplica(recipe, inputs.model_config, inputs.contexts, here)
             held_out = HeldOut(recipe, folder, inputs, replica, start)
-            held_out.measure("initial", untrained)
+            if head is not None:
+                held_out.measure("initial", untrained, first)
+            elif not recipe.stages or not set(JUDGE_STAGES).isdisjoint(recipe.stages):
+                held_out.measure("initial", untrained)
             del untrained  # its memory is the stages' now
             for stage in recipe.stages:
                 if not folder.is_finished(stage):
@@ -93,11 +99,14 @@ def _run_stage(
     stage: str, model: str, recipe: Recipe, folder: RunFolder, inputs: Inputs, replica: JudgeReplica, held_out: HeldOut
 ) -> None:
     """Trains a stage from the directory `model`, measures it and exports it; the export is what marks it finished."""
-    if stage == "sft":
+    objective = inputs.objectives.get(stage)
+    if objective is not None:
+        learner = run_on_pairs(objective, recipe, folder, model, inputs.data, replica.world)
+    elif stage == "sft":
         learner = run_sft(recipe, folder, model, inputs.judgments, inputs.data.dev, replica)
     else:
         learner = run_grpo(recipe, folder, model, inputs.data.pairs, inputs.data.dev, replica)
-    held_out.measure(stage, learner)
+    held_out.measure(stage, learner, objective)
     if folder.is_writer:
         inputs.tokenizer.save_pretrained(folder.model(stage))
     replica.world.gather(None)
@@ -124,11 +133,16 @@ class HeldOut:
         now = {"wall_s": time.perf_counter() - self.start, "cpu_s": time.process_time()}
         return {name: self._earlier_s[name] + seconds for name, seconds in now.items()}
 
-    def measure(self, name: str, learner: Learner) -> None:
+    def measure(self, name: str, learner: Learner, objective: PairObjective | None = None) -> None:
+        """Measures the judge or, after a stage that trains another reward, that."""
         if not self.pairs or name in self.results:
             return
-        judged = self.replica.judge(learner, self.pairs, self.recipe.eval.num_judgments, f"held-out, {name}")
-        self.results[name] = summary(judged, self.recipe.eval.votes)
+        if objective is not None:
+            judged, votes = objective.scored(learner, self.pairs), [1]
+        else:
+            n, votes = self.recipe.eval.num_judgments, self.recipe.eval.votes
+            judged = self.replica.judge(learner, self.pairs, n, f"held-out, {name}")
+        self.results[name] = summary(judged, votes)
         if self.folder.is_writer:
             write_judgments(self.folder.path / "judgments" / f"{name}.jsonl", judged)
             report = {"held_out": self.results, **self.spent(), "machine": machine()}

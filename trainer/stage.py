@@ -5,16 +5,16 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from tqdm import tqdm, trange
 
 from patarm_core.pairs import Pair
 from patarm_core.sampling import PairRandomSampler
 from trainer.checkpoint import load_checkpoint_, put_in_place, write_checkpoint_aside
-from trainer.config import GrpoConfig, Recipe, SftConfig
+from trainer.config import BtConfig, GrpoConfig, Recipe, SftConfig
 from trainer.early_stop import best, dev_measurements, has_stalled
 from trainer.learner import Learner
-from trainer.replica import JudgeReplica
 from trainer.run_folder import RunFolder, Stopwatch
 from trainer.stage_log import StageLog
 
@@ -30,17 +30,23 @@ class Step:
     note: str = ""  # beside the progress bar
 
 
-def count_steps(config: SftConfig | GrpoConfig, sampler: PairRandomSampler) -> int:
+class Measures(Protocol):
+    """How a stage's model does on the dev pairs: the replica that judges them, or a reward of single responses."""
+
+    def measure(self, learner: Learner, dev: Sequence[Pair]) -> dict[str, float]: ...
+
+
+def count_steps(config: SftConfig | GrpoConfig | BtConfig, sampler: PairRandomSampler) -> int:
     return config.steps or config.epochs * sampler.steps_per_epoch
 
 
 def run_steps(
     stage: str,
-    config: SftConfig | GrpoConfig,
+    config: SftConfig | GrpoConfig | BtConfig,
     sampler: PairRandomSampler,
     learner: Learner,
     folder: RunFolder,
-    replica: JudgeReplica,
+    measures: Measures,
     dev: Sequence[Pair],
     recipe: Recipe,
 ) -> Iterator[Step]:
@@ -48,7 +54,7 @@ def run_steps(
 
     The last step is the one that the recipe counts to, or the one whose dev measurement ends the stage early.
     """
-    world, num_steps = replica.world, count_steps(config, sampler)
+    world, num_steps = learner.world, count_steps(config, sampler)
     first = load_checkpoint_(folder.checkpoints(stage), learner) if recipe.resume else 0
     with StageLog(stage, first, recipe, folder, world) as log:
         measured = dev_measurements(log.past)
@@ -63,7 +69,7 @@ def run_steps(
             told = []
             if config.dev_every and (done % config.dev_every == 0 or is_last):
                 with step.watch.phase("dev_s"):
-                    step.metrics |= replica.measure(learner, dev)
+                    step.metrics |= measures.measure(learner, dev)
                 measured += dev_measurements([{"step": done, **step.metrics}])
                 if not is_last and has_stalled(measured, config.patience, config.min_delta):
                     is_last, top = True, best(measured)

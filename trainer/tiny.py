@@ -13,8 +13,8 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from transformers import PreTrainedTokenizerFast
 
 from patarm_core.judgment import ALL_TAGS
-from patarm_core.pairs import JudgmentExample
-from patarm_core.prompts import pointwise
+from patarm_core.pairs import JudgmentExample, Pair
+from patarm_core.prompts import flatten, pointwise
 from patarm_core.rubrics import RubricBook
 from rollout.contexts import PromptConfig
 from rollout.decoder import Decoder, DecoderConfig, init_weights_
@@ -24,6 +24,7 @@ from trainer.config import SmallModelConfig
 _END, _TURN, _END_OF_TURN = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 # Qwen's split rule: words with their leading space, single digits, runs of punctuation, white space.
 _SPLIT = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]|\s*[\r\n]+|\s+(?!\S)|\s+"
+_ROLES = "user\nassistant\n"  # of the chat format
 _CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -75,19 +76,26 @@ def make_model(
     save_decoder(init_weights_(Decoder(config), seed, init_std), path, torch.float32)
 
 
-def small_tokenizer(
-    vocab_size: int, prompt: PromptConfig, book: RubricBook, examples: Sequence[JudgmentExample]
-) -> PreTrainedTokenizerFast:
-    """The tokenizer of a small model; it learns from the texts that SFT will read."""
-    texts = [
+def judge_texts(examples: Sequence[JudgmentExample], prompt: PromptConfig, book: RubricBook) -> list[str]:
+    """The texts that SFT will read."""
+    return [
         text
         for row in examples
         for text in (
             pointwise(row.prompt, row.response, row.task, book, rubrics=prompt.rubrics, template=prompt.template),
             row.judgment,
-            "user\nassistant\n",  # of the chat format
+            _ROLES,
         )
     ]
+
+
+def chat_texts(pairs: Sequence[Pair]) -> list[str]:
+    """The texts that Bradley-Terry and DPO will read."""
+    return [text for pair in pairs for text in (flatten(pair.prompt), pair.chosen, pair.rejected, _ROLES)]
+
+
+def small_tokenizer(vocab_size: int, texts: Sequence[str]) -> PreTrainedTokenizerFast:
+    """The tokenizer of a small model; it learns from the texts that the model will read."""
     if not texts:
         raise ValueError("model.path: not given, and without SFT judgments there are no texts to make a tokenizer from")
     return make_tokenizer(texts, vocab_size)

@@ -9,7 +9,7 @@ from patarm_core.pairs import Pair
 
 PAIRS = [Pair("p", "good", "bad", task, "mine", str(i)) for i, task in enumerate(["chat", "math", "chat", "math"])]
 SCORES = [(1.5, -0.5), (0.25, 0.25), (math.nan, 3.0), (-1.0, 1.0)]
-SCORED = [ScoredPair.of(pair, *sides) for pair, sides in zip(PAIRS, SCORES, strict=True)]
+SCORED = [ScoredPair.of(pair, sides) for pair, sides in zip(PAIRS, SCORES, strict=True)]
 
 
 def test_right_tied_unscored_and_wrong_pairs_are_told_apart():
@@ -26,7 +26,7 @@ def test_there_are_no_judgments_to_be_valid():
 
 
 def test_the_tables_take_scores_beside_judgments():
-    judged = summary([ScoredPair.of(pair, 2.0, 1.0) for pair in PAIRS], [1]) | {"valid_rate": 0.5}
+    judged = summary([ScoredPair.of(pair, (2.0, 1.0)) for pair in PAIRS], [1]) | {"valid_rate": 0.5}
     results = {"initial": judged, "bt": summary(SCORED, [1])}
     assert accuracy_table(results).splitlines()[2:] == [
         "| start | 1 | 100.0% | 51.0% - 100.0% | 100.0% | 0 | 0 | +1.00 | 50.0% | 4 |",
