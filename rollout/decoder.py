@@ -42,11 +42,14 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(width))
         self.eps = eps
 
-    def forward(self, x: Tensor) -> Tensor:
-        return rms_norm(x, self.weight, self.eps)
+    def forward(self, x: Tensor, delta: Tensor | None = None) -> Tensor:
+        """The norm of x + delta."""
+        return self.add(x, delta)[1]
 
-    def add(self, x: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
-        """(x + delta, the norm of that)"""
+    def add(self, x: Tensor, delta: Tensor | None) -> tuple[Tensor, Tensor]:
+        """(x + delta, the norm of that), of x alone if delta is None."""
+        if delta is None:
+            return x, rms_norm(x, self.weight, self.eps)
         return add_rms_norm(x, delta, self.weight, self.eps)
 
 
@@ -105,10 +108,19 @@ class Block(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = FeedForward(config)
 
-    def forward(self, x_BTD: Tensor, cos_BTC: Tensor, sin_BTC: Tensor, attend: Attention) -> Tensor:
-        delta_BTD = self.self_attn(self.input_layernorm(x_BTD), cos_BTC, sin_BTC, attend)
-        x_BTD, normed_BTD = self.post_attention_layernorm.add(x_BTD, delta_BTD)
-        return x_BTD + self.mlp(normed_BTD)
+    def forward(
+        self, x_BTD: Tensor, cos_BTC: Tensor, sin_BTC: Tensor, attend: Attention, delta_BTD: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """(x, delta), whose sum is the output, of the input x + delta: who norms it next adds them in the same kernel.
+
+        With gradients the sum is made here (delta is None), so that one tensor is kept between blocks, not two.
+        """
+        x_BTD, normed_BTD = self.input_layernorm.add(x_BTD, delta_BTD)
+        x_BTD, normed_BTD = self.post_attention_layernorm.add(
+            x_BTD, self.self_attn(normed_BTD, cos_BTC, sin_BTC, attend)
+        )
+        delta_BTD = self.mlp(normed_BTD)
+        return (x_BTD + delta_BTD, None) if torch.is_grad_enabled() else (x_BTD, delta_BTD)
 
 
 class Head(nn.Linear):
@@ -172,12 +184,12 @@ class Decoder(nn.Module):
             attend: attention over these tokens and whatever came before them.
             readout: for example `last_logits`, or `kernels.linear_logprob` over the tokens of a loss.
         """
-        x_BTD = self.embed_tokens(token_BT)
+        x_BTD, delta_BTD = self.embed_tokens(token_BT), None
         config = self.config
         cos_BTC, sin_BTC = rotary_tables(position_BT, config.head_dim, config.rope_theta, config.rope_scaling)
         for layer in self.layers:
-            x_BTD = layer(x_BTD, cos_BTC, sin_BTC, attend)
-        return self.head(self.norm(x_BTD), readout)
+            x_BTD, delta_BTD = layer(x_BTD, cos_BTC, sin_BTC, attend, delta_BTD)
+        return self.head(self.norm(x_BTD, delta_BTD), readout)
 
 
 def causal_attention(layer: int, q_BTHC: Tensor, k_BTKC: Tensor, v_BTKC: Tensor) -> Tensor:

@@ -127,6 +127,21 @@ def test_every_norm_bias_and_projection_counts(model_type):
         assert (logits(decoder, token_BT, position_BT) - before_BTV).norm() > least * before_BTV.norm(), name
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gradients_change_no_bit_of_what_is_computed(dtype, monkeypatch):
+    """Without them a block leaves its last sum to the norm behind it; with them one tensor goes from block to block."""
+    decoder = random_decoder(config()).to(dtype)
+    handed_over, add = [], RMSNorm.add
+    monkeypatch.setattr(RMSNorm, "add", lambda self, x, delta: handed_over.append(delta) or add(self, x, delta))
+    token_BT, position_BT = tokens_and_positions(2, 17, 96)
+    without_BTV = logits(decoder, token_BT, position_BT)
+    assert [delta is None for delta in handed_over] == [True] + [False] * 2 * config().num_hidden_layers
+    handed_over.clear()
+    with_BTV = decoder(token_BT, position_BT, causal_attention, all_logits)
+    assert [delta is None for delta in handed_over] == [True, False] * config().num_hidden_layers + [True]
+    assert with_BTV.requires_grad and torch.equal(with_BTV, without_BTV)
+
+
 def test_the_past_alone_is_seen():
     decoder = random_decoder(config())
     token_BT, position_BT = tokens_and_positions(2, 20, 96)
