@@ -1,8 +1,9 @@
 """Tokens per second of the rollout engine beside other engines: one random model, the same contexts, the same lengths.
 
-First all engines have to write the same greedy tokens. Then each setting of each engine has one turn, and the best one
-of each engine goes on: engines take turns, each turn in other tokens, so that a noisy machine hits all alike and
-nothing is left over from the turn before. Only tokens that were asked for count, and no context tokens.
+Each engine runs in a process of its own, and they wait for one another (`bench.apart`). First all have to write the
+same greedy tokens. Then each setting of each engine has one turn, and the best one of each
+engine goes on: engines take turns, each turn in other tokens, so that a noisy machine hits all alike and nothing is
+left over from the turn before. Only tokens that were asked for count, and no context tokens.
 """
 
 from __future__ import annotations
@@ -10,18 +11,20 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 
 import torch
 from tqdm import tqdm
-from transformers.utils import logging
 
 from bench import rollout_gpu
+from bench.apart import Apart, one_line
 from bench.rollout_peers import CONTENDERS, Contender, Written, check_lengths, versions
 from bench.rollout_tables import decoding_table, tables
 from bench.rollout_workload import Work, judge_contexts, judging, static
-from rollout.decoder import Decoder, DecoderConfig, init_weights_
+from rollout.decoder import DecoderConfig
 from trainer.machine import machine
 from trainer.run_folder import write_text
 
@@ -74,8 +77,6 @@ def run_rollout_speed(
         "machine": machine(), "peers": versions(), "pairs": num_pairs, "rollouts": num_rollouts, "repeats": repeats,
         "shorten": shorten, "data": data.name if data else "embedded", "dtype": "float32",
     }  # fmt: skip
-    logging.set_verbosity_error()  # transformers would advise
-    logging.disable_progress_bar()
     records: list[dict] = []
     decoding: list[dict] = []
 
@@ -88,13 +89,13 @@ def run_rollout_speed(
         return text
 
     for model in (model for model in models if model in MODELS):
-        decoder = random_decoder(MODELS[model]).to(device)
-        engines, errors = prepare(names, decoder, works[0])
+        engines, errors = prepare(names, partial(Apart, config=MODELS[model], device=device), works[0])
         for work in works:
             records.append(describe(model, work) | measure(engines, work, repeats, f"{model} {work.name}"))
             records[-1]["engines"] |= {name: {"error": error} for name, error in errors.items()}
             report()  # what is known so far
-        del engines, decoder
+        for engine in engines.values():
+            engine.close()
     for model in large:
         for record in rollout_gpu.measure_decoding(model, repeats, only):
             decoding.append(record)
@@ -103,16 +104,10 @@ def run_rollout_speed(
     return records
 
 
-@torch.no_grad()
-def random_decoder(config: DecoderConfig) -> Decoder:
-    """Its last token, which not every engine can draw, is nowhere the likeliest: its logit is 0."""
-    decoder = init_weights_(Decoder(config), seed=0, std=0.05).eval()
-    decoder.lm_head.weight[-1] = 0
-    return decoder
-
-
-def prepare(names: list[str], decoder: Decoder, work: Work) -> tuple[dict[str, Contender], dict[str, str]]:
-    """Engines that write the same greedy tokens to a handful of contexts, and why others cannot run.
+def prepare(
+    names: list[str], make: Callable[[str], Contender], work: Work
+) -> tuple[dict[str, Contender], dict[str, str]]:
+    """Engines, by `make(name)`, that write the same greedy tokens to a handful of contexts, and why others cannot run.
 
     Raises:
         ValueError: an engine runs, and its tokens are not those of ours.
@@ -122,7 +117,7 @@ def prepare(names: list[str], decoder: Decoder, work: Work) -> tuple[dict[str, C
     ours: Written = []
     for name in names:
         try:
-            engines[name] = CONTENDERS[name](decoder)
+            engines[name] = make(name)
             written = engines[name].run(few, is_greedy=True)
         except Exception as error:
             if name == "ours":
@@ -189,7 +184,3 @@ def describe(model: str, work: Work) -> dict:
         "num_new_tokens": work.num_new_tokens,
         "longest": max(map(max, work.lengths)),
     }
-
-
-def one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench import rollout_gpu, rollout_speed
+from bench import apart, rollout_gpu, rollout_speed
+from bench.apart import Apart, EngineError
 from bench.main import main
 from bench.rollout_peers import CONTENDERS, Generate, check_lengths
 from bench.rollout_speed import measure, prepare
@@ -109,14 +110,14 @@ def test_pairs_of_rm_bench_take_its_styles_in_turn(tmp_path):
 
 @pytest.fixture(scope="module")
 def decoder():
-    return rollout_speed.random_decoder(config(vocab_size=V))
+    return apart.random_decoder(config(vocab_size=V))
 
 
 @pytest.fixture(scope="module")
 def engines(decoder):
     """All that are installed here; that they agree on greedy tokens is checked by `prepare`."""
     work = judging([[*range(9, 50), *range(i, i + 4 * i)] for i in range(2, 6)], 3, 1, V)
-    engines, errors = prepare(list(CONTENDERS), decoder, work)
+    engines, errors = prepare(list(CONTENDERS), lambda name: CONTENDERS[name](decoder), work)
     assert set(errors.values()) <= {"not installed"} and {"ours", "generate"} <= engines.keys()
     return engines
 
@@ -140,25 +141,44 @@ def test_every_engine_writes_the_lengths_that_it_is_given(name, engines):
             assert len({tuple(row[:1]) for samples in written for row in samples}) > 1  # drawn, not the likeliest
 
 
-def test_an_engine_that_computes_something_else_is_found(decoder, monkeypatch):
+def test_an_engine_that_computes_something_else_is_found(decoder):
     other = random_decoder(config(vocab_size=V), seed=1)
-    monkeypatch.setitem(CONTENDERS, "generate", lambda _: Generate(other))
     with pytest.raises(ValueError, match="generate and ours differ in greedy tokens"):
-        prepare(["ours", "generate"], decoder, static(3, 12, 1, V))
+        prepare(
+            ["ours", "generate"], lambda name: CONTENDERS[name](decoder if name == "ours" else other),
+            static(3, 12, 1, V),
+        )  # fmt: skip
 
 
-def test_an_engine_that_is_not_installed_or_fails_is_left_out(decoder, monkeypatch):
-    def missing(_):
-        raise ModuleNotFoundError("No module named 'ctranslate2'")
+def test_an_engine_that_is_not_installed_or_fails_is_left_out(decoder):
+    def make(name):
+        if name == "ctranslate2":
+            raise ModuleNotFoundError("No module named 'ctranslate2'")
+        if name == "generate_batch":
+            raise RuntimeError("no\nsuch device")
+        return CONTENDERS[name](decoder)
 
-    def broken(_):
-        raise RuntimeError("no\nsuch device")
-
-    monkeypatch.setitem(CONTENDERS, "ctranslate2", missing)
-    monkeypatch.setitem(CONTENDERS, "generate_batch", broken)
-    engines, errors = prepare(list(CONTENDERS), decoder, static(3, 12, 1, V))
+    engines, errors = prepare(list(CONTENDERS), make, static(3, 12, 1, V))
     assert list(engines) == ["ours", "generate"]
     assert errors == {"ctranslate2": "not installed", "generate_batch": "RuntimeError: no such device"}
+
+
+def test_an_engine_apart_writes_what_it_writes_here(decoder):
+    work = static(3, 12, 5, V)
+    engine = Apart("ours", config(vocab_size=V), "cpu")
+    try:
+        here = CONTENDERS["ours"](decoder)
+        for is_greedy in (True, False):  # noise is counter-based
+            assert engine.run(work, is_greedy=is_greedy) == here.run(work, is_greedy=is_greedy)
+        assert engine.counts == here.counts and engine.counts["num_decoded_tokens"] == 15
+        # What it cannot run is told, and it goes on.
+        with pytest.raises(EngineError, match=r"^ValueError: context 0 has token 96; the model has 96 tokens$"):
+            engine.run(Work("", [[V]], [(1,)]))
+        assert engine.run(work, is_greedy=True) == here.run(work, is_greedy=True)
+    finally:
+        engine.close()
+    with pytest.raises((EngineError, BrokenPipeError)):
+        engine.run(work)
 
 
 def test_a_wrong_length_is_told():
