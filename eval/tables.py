@@ -1,6 +1,8 @@
-"""Accuracy tables in Markdown."""
+"""Accuracy tables: rows of cells, the first one the header, and the same in Markdown."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 
 def _label(name: str, results: dict[str, dict]) -> str:
@@ -15,12 +17,17 @@ def _label(name: str, results: dict[str, dict]) -> str:
     return {"initial": start, **after}.get(name, name)
 
 
-def accuracy_table(results: dict[str, dict]) -> str:
-    """Markdown: held-out pairwise accuracy of each model, ties counted as wrong and shown."""
-    lines = [
-        "| model | votes | accuracy | 95 % interval | ties as half | ties | unscored | margin "
-        "| valid judgments | pairs |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+    """A table whose first row is the header; all columns but the first hold numbers."""
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join([lines[0], "|---|" + "---:|" * (len(rows[0]) - 1), *lines[1:]])
+
+
+def accuracy_rows(results: dict[str, dict]) -> list[list[str]]:
+    """Held-out pairwise accuracy of each model, ties counted as wrong and shown."""
+    rows = [
+        ["model", "votes", "accuracy", "95 % interval", "ties as half", "ties", "unscored", "margin"]
+        + ["valid judgments", "pairs"]
     ]
     for name, result in results.items():
         for row in result["votes"]:
@@ -30,15 +37,23 @@ def accuracy_table(results: dict[str, dict]) -> str:
                 f"{row['accuracy_ties_half']:.1%}", row["num_ties"], row["num_unscored"], margin,
                 f"{result['valid_rate']:.1%}" if "valid_rate" in result else "-", row["num_pairs"],
             ]  # fmt: skip
-            lines.append("| " + " | ".join(map(str, cells)) + " |")
-    return "\n".join(lines)
+            rows.append([str(cell) for cell in cells])
+    return rows
+
+
+def accuracy_table(results: dict[str, dict]) -> str:
+    return markdown(accuracy_rows(results))
+
+
+def task_rows(results: dict[str, dict]) -> list[list[str]]:
+    """Accuracy by task with all votes."""
+    tasks = sorted({task for result in results.values() for task in result["by_task"]})
+    return [["model", *tasks]] + [
+        [_label(name, results)]
+        + [f"{result['by_task'][task]['accuracy']:.1%}" if task in result["by_task"] else "-" for task in tasks]
+        for name, result in results.items()
+    ]
 
 
 def task_table(results: dict[str, dict]) -> str:
-    """Markdown: accuracy by task with all votes."""
-    tasks = sorted({task for result in results.values() for task in result["by_task"]})
-    lines = ["| model | " + " | ".join(tasks) + " |", "|---|" + "---:|" * len(tasks)]
-    for name, result in results.items():
-        cells = [f"{result['by_task'][task]['accuracy']:.1%}" for task in tasks]
-        lines.append(f"| {_label(name, results)} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    return markdown(task_rows(results))

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rollout.kv_cache import KvCache
-from rollout.scheduler import Chunk, Sample, Step
+from rollout.steps import Chunk, Sample, Step
 
 BLOCK = 64  # positions; products with up to 128 of them are added up in one way
 QUERIES = 4  # products of multiples of this are rounded alike

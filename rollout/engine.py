@@ -29,11 +29,13 @@ from transformers import PreTrainedTokenizerBase
 from kernels.philox import stream_seed
 from rollout.block_attention import BLOCK
 from rollout.decoder import Decoder
-from rollout.forward import Drawn, Runner
+from rollout.drawn import Drawn, Pending
+from rollout.forward import Runner
 from rollout.kv_cache import KvCache, bytes_per_token
 from rollout.pages import PagePool
 from rollout.params import Completion, SamplingParams
-from rollout.scheduler import Counts, Request, Sample, Scheduler
+from rollout.scheduler import Counts, Scheduler
+from rollout.steps import Request, Sample
 from rollout.stops import StopFinder
 from rollout.vocabulary import load_tokenizer, special_token_ids
 from rollout.weights import load_decoder
@@ -53,6 +55,7 @@ class EngineConfig:
     batch_invariant: bool | None = None  # the same bits in any company: on a CPU
     attention: Literal["blocks", "paged"] | None = None  # blocks are for a CPU, the paged kernel is for a GPU
     cuda_graphs: bool = True  # replay steps that only decode
+    look_ahead: bool = True  # launch such a step before the one before it is read, so that a GPU need not wait
 
     def __post_init__(self) -> None:
         for name, least in (("max_rows", 1), ("max_step_tokens", 1), ("num_pages", 2)):
@@ -111,6 +114,7 @@ class Engine:
         )  # fmt: skip
         self._parameters = [module._parameters for module in decoder.modules() if module._parameters]
         self._places, self._versions = self._weights_now()
+        self._ahead: Pending | None = None  # a step that runs already
 
     @classmethod
     def from_pretrained(
@@ -210,24 +214,51 @@ class Engine:
 
     @torch.inference_mode()
     def step(self) -> list[Request]:
-        """One forward pass. Returns the requests that it finished."""
+        """One forward pass. Returns the requests that it finished.
+
+        Where nothing but its tokens decides what comes next, the next pass is launched before they are read: it has
+        them on the device. What has happened to a sample by then (it ended, or was cancelled) makes its row void;
+        what has happened to weights or memory, the whole pass.
+        """
         places, versions = self._weights_now()
         if places != self._places:
             self.release_memory()  # graphs read the weights where they were
         elif versions != self._versions:
-            self._scheduler.forget()
+            self._forget()
             self._runner.forget_weights()
         self._places, self._versions = places, versions
-        step = self._scheduler.plan()
-        if not step.num_tokens:
-            return []
         try:
-            drawn = self._runner.run(step)
+            pending = self._launched()
+            if pending is None:
+                return []
+            ahead = self._launched_ahead(pending)
+            drawn = pending.wait()
         except Exception:
             # Whatever the pass has left behind is not to be read again, least of all nan.
             self.release_memory()
             raise
-        return self._append(self._scheduler.commit(step), drawn)
+        self._ahead = ahead  # not before: if the wait is interrupted, both are run again
+        return self._append(self._scheduler.commit(pending.step), drawn)
+
+    def _launched(self) -> Pending | None:
+        """The step that runs already, or else the next one; None if there is no work."""
+        pending, self._ahead = self._ahead, None
+        if pending is not None and pending.step.is_wanted:
+            return pending
+        step = self._scheduler.plan()
+        return self._runner.launch(step) if step.num_tokens else None
+
+    def _launched_ahead(self, pending: Pending) -> Pending | None:
+        """What follows a replayed step, if that is certain before it is read."""
+        if pending.token_B is None or not self.config.look_ahead:
+            return None
+        following = self._scheduler.plan_ahead(pending.step)
+        return None if following is None else self._runner.launch(following, pending)
+
+    def _forget(self) -> None:
+        """Drops all keys and values, and with them a step that runs: its samples draw the same tokens again."""
+        self._ahead = None
+        self._scheduler.forget()
 
     # Weights and memory
 
@@ -253,7 +284,7 @@ class Engine:
 
     def release_memory(self) -> None:
         """Gives the memory of all keys and values back. Unfinished requests stay, and are computed again."""
-        self._scheduler.forget()
+        self._forget()
         self._runner.release()
 
     def acquire_memory(self) -> None:
@@ -273,10 +304,12 @@ class Engine:
         )
 
     def _append(self, samples: list[Sample], drawn: Drawn) -> list[Request]:
-        """Takes each sample's next token; returns the requests that are finished by it."""
+        """Takes the next token of each sample that goes on; returns the requests that are finished by it."""
         finished = []
         columns = drawn.token_B, drawn.logprob_B, drawn.drawn_logprob_B, drawn.entropy_B
         for sample, token, logprob, drawn_logprob, entropy in zip(samples, *(x.tolist() for x in columns), strict=True):
+            if sample.row < 0:
+                continue  # it has ended or was cancelled since this step was launched
             sample.token_ids.append(token)
             sample.logprobs.append(logprob)
             sample.drawn_logprobs.append(drawn_logprob)

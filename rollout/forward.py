@@ -6,7 +6,6 @@ T tokens of a step   B samples that draw   D model width   V vocabulary
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -15,24 +14,16 @@ from torch import Tensor
 from kernels.linear_sample import linear_sample
 from kernels.matmul import ROWS, PackedWeights, float32_logits
 from kernels.sample import sample as sample_logits
-from kernels.settings import Draw
 from rollout.block_attention import BlockAttention
+from rollout.decode_graphs import DecodeGraphs
 from rollout.decoder import Decoder
+from rollout.drawn import Drawn, Pending, Readback, packed
 from rollout.kv_cache import KvCache
-from rollout.paged_rows import DecodeGraphs, PagedAttention
-from rollout.scheduler import Sample, Scheduler, Step
+from rollout.paged_rows import PagedAttention
+from rollout.scheduler import Scheduler
+from rollout.steps import Sample, Step
 
 _FEW = 64  # tokens of a step
-
-
-@dataclass(frozen=True, slots=True)
-class Drawn:
-    """On the host: token ids int64, the rest float32, in nats."""
-
-    token_B: np.ndarray
-    logprob_B: np.ndarray
-    drawn_logprob_B: np.ndarray
-    entropy_B: np.ndarray
 
 
 class Runner:
@@ -61,6 +52,8 @@ class Runner:
 
     def release(self) -> None:
         """Gives the memory of the cache back, and what is tied to its place."""
+        if self._device.type == "cuda":
+            torch.cuda.current_stream(self._device).synchronize()  # a step may be running that nobody waited for
         if self._graphs is not None:
             self._graphs.clear()
         self._cache.release()
@@ -70,15 +63,20 @@ class Runner:
         """What was made of weights that have changed."""
         self._packed.clear()
 
-    def run(self, step: Step) -> Drawn:
-        """Tokens for the samples that `Scheduler.commit` will return, in that order."""
+    def launch(self, step: Step, before: Pending | None = None) -> Pending:
+        """Begins a step. Steps that are replayed run on by themselves, the others until they have drawn.
+
+        Args:
+            before: the replayed step before it, of a step that was planned ahead.
+        """
         self._cache.acquire()
         if step.copies:
             self._cache.copy(step.copies)
-        tokens = self._tokens(step)
+        tokens_4T = self._tokens(step)
         if self._graphs is not None and self._graphs.takes(step):
-            return _on_host(self._graphs.run(step, *tokens[:3]), len(step.rows))
-        token_T, position_T, page_T, slot_T = map(self._upload, tokens)
+            return self._graphs.launch(step, tokens_4T[:3], None if before is None else before.token_B)
+        assert before is None, "a step that is not replayed needs its tokens on the host"
+        token_T, position_T, page_T, slot_T = self._upload(tokens_4T)
         last_B, samples = self._drawing(step)
         if self._is_paged:
             attend = PagedAttention(self._cache, step, self._scheduler, page_T, slot_T, self._batch_invariant)
@@ -87,18 +85,21 @@ class Runner:
 
         def readout(hidden_1TD: Tensor, head_VD: Tensor) -> Drawn:
             if not samples:
-                return Drawn(np.zeros(0, dtype=np.int64), *(np.zeros(0, dtype=np.float32) for _ in range(3)))
+                return Drawn.nothing()
             return _draw(hidden_1TD[0, self._upload(self._padded(last_B))], head_VD, samples)
 
         with self._packed.in_use():
-            return self._decoder(token_T[None], position_T[None], attend, readout)
+            return Pending(step, samples, self._decoder(token_T[None], position_T[None], attend, readout))
 
-    def _tokens(self, step: Step) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """(token, position, page, slot) of the step's rows and then of its chunks; padding writes to page 0."""
+    def _tokens(self, step: Step) -> np.ndarray:
+        """(token, position, page, slot) of the step's rows and then of its chunks; padding writes to page 0.
+
+        Of a step that was planned ahead, tokens are those before the ones that nobody knows yet.
+        """
         P, block = self._cache.page_size, self._scheduler.block_size
         rows = step.rows
         token_T = np.array([s.token_ids[-1] if s.token_ids else s.request.context[-1] for s in rows], dtype=np.int64)
-        position_T = np.array([s.own_start + s.num_computed for s in rows], dtype=np.int64)
+        position_T = np.array([s.own_start + s.num_computed for s in rows], dtype=np.int64) + step.ahead
         row_T = np.array([s.row for s in rows], dtype=np.int64)
         first_T = np.array([s.first_block for s in rows], dtype=np.int64) * (block // P)
         page_T = self._scheduler.tables[row_T, position_T // P - first_T]
@@ -108,7 +109,7 @@ class Runner:
             parts.append((np.array(chunk.tokens), position_T, np.array(chunk.table)[position_T // P]))
         token_T, position_T, page_T = (self._padded(np.concatenate(x)) for x in zip(*parts, strict=True))
         page_T[step.num_tokens :] = 0
-        return token_T, position_T, page_T, position_T % P
+        return np.stack([token_T, position_T, page_T, position_T % P])
 
     def _drawing(self, step: Step) -> tuple[np.ndarray, list[Sample]]:
         """The places of the last tokens of samples, and the samples."""
@@ -126,8 +127,8 @@ class Runner:
         multiple = self._multiple if len(x_T) <= _FEW else max(self._multiple, 16)
         return np.pad(x_T, (0, -len(x_T) % multiple), constant_values=x_T[0])
 
-    def _upload(self, x_T: np.ndarray) -> Tensor:
-        tensor = torch.from_numpy(x_T)
+    def _upload(self, x: np.ndarray) -> Tensor:
+        tensor = torch.from_numpy(x)
         return tensor if self._device.type == "cpu" else tensor.pin_memory().to(self._device, non_blocking=True)
 
 
@@ -144,19 +145,10 @@ def _draw(hidden_BD: Tensor, head_VD: Tensor, samples: Sequence[Sample]) -> Draw
         np.array([p.top_p for p in params]),
         np.array([p.min_p for p in params]),
     )
-    drawn = _on_host(linear_sample(hidden_BD, head_VD, *arguments, check=False), len(samples))
+    drawn = Readback(packed(linear_sample(hidden_BD, head_VD, *arguments, check=False))).wait(len(samples))
     masked = [place for place in range(len(samples)) if params[place].grammar is not None]
     if masked:
         _redraw_well_formed_(drawn, hidden_BD, head_VD, rows, arguments, masked)
-    return drawn
-
-
-def _on_host(draw: Draw, num: int) -> Drawn:
-    drawn = Drawn(
-        *(x_B[:num].cpu().numpy() for x_B in (draw.token_B, draw.logprob_B, draw.drawn_logprob_B, draw.entropy_B))
-    )
-    if (drawn.token_B < 0).any():
-        raise FloatingPointError("logits are not finite: the model's weights, or what it made of a context, overflow")
     return drawn
 
 

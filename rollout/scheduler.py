@@ -14,94 +14,14 @@ from __future__ import annotations
 from bisect import insort
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
 from rollout.pages import PagePool
 from rollout.params import Completion, SamplingParams
 from rollout.prefix_tree import Node, PrefixTree
-
-
-class Sample:
-    """One completion in the making. Its own tokens are the context's last one and those sampled."""
-
-    __slots__ = (
-        "completion", "drawn_logprobs", "entropies", "first_block", "grammar_state", "index", "logprobs",
-        "num_computed", "num_covered", "own_start", "pages", "request", "row", "token_ids",
-    )  # fmt: skip
-
-    def __init__(self, request: Request, index: int) -> None:
-        self.request, self.index = request, index
-        self.token_ids: list[int] = []
-        self.logprobs: list[float] = []
-        self.drawn_logprobs: list[float] = []
-        self.entropies: list[float] = []
-        self.grammar_state = 0
-        self.completion: Completion | None = None  # when it has ended
-        self.row = -1  # of the block table, while it runs
-        self.first_block = 0  # the table's first entry is that block of positions
-        self.pages: list[int] = []  # from page number own_start // page_size on
-        self.own_start = len(request.context) - 1  # position of the context's last token
-        self.num_computed = 0  # own tokens whose keys and values are there
-        self.num_covered = 0  # own tokens for which there are pages, its own alone
-
-    @property
-    def num_own(self) -> int:
-        return 1 + len(self.token_ids)
-
-    def own(self, start: int, end: int) -> list[int]:
-        own = self.token_ids[max(0, start - 1) : end - 1]
-        return own if start else [self.request.context[-1], *own]
-
-    @property
-    def age(self) -> tuple[int, int]:
-        return self.request.number, self.index
-
-
-class Request:
-    """n samples of a context. `completions` is there when `is_finished`."""
-
-    def __init__(self, number: int, context: list[int], params: SamplingParams) -> None:
-        self.number, self.context, self.params = number, context, params
-        self.samples = [Sample(self, index) for index in range(params.n)]
-        self.waiting = deque(self.samples)  # not running and not ended
-        self.node: Node | None = None  # the end of its context, while it is admitted
-        self.num_open = params.n  # samples that have not ended
-        self.is_cancelled = False
-
-    @property
-    def is_finished(self) -> bool:
-        return not self.num_open
-
-    @property
-    def completions(self) -> list[Completion]:
-        return [sample.completion for sample in self.samples]
-
-
-@dataclass(slots=True)
-class Chunk:
-    """Tokens at consecutive positions, and the pages from position 0 to their end."""
-
-    holder: Node | Sample
-    tokens: list[int]
-    start: int
-    table: list[int]
-
-
-@dataclass(slots=True)
-class Step:
-    """One forward pass. Rows run one token each and draw the next; so do chunks that end with a sample's last token."""
-
-    rows: list[Sample] = field(default_factory=list)
-    chunks: list[Chunk] = field(default_factory=list)
-    # Pages to copy before anything is written, by where to: one that a sample took and gave back with its place in the
-    # step is another's now.
-    copies: dict[int, int] = field(default_factory=dict)
-
-    @property
-    def num_tokens(self) -> int:
-        return len(self.rows) + sum(len(chunk.tokens) for chunk in self.chunks)
+from rollout.steps import Chunk, Request, Sample, Step
 
 
 @dataclass(slots=True)
@@ -180,11 +100,38 @@ class Scheduler:
                 return step
             self._start_over()
 
+    def plan_ahead(self, step: Step) -> Step | None:
+        """What follows a running step of rows alone, before it is known what that draws: the same rows, one position
+        on, their pages taken. None if the next step may be another one, or would take pages from a sample.
+
+        Rows that end with this step's tokens for certain are left out. Another may end by what it draws: then its next
+        row is run for nothing, and writes to pages that were the sample's alone. Whoever has them afterwards writes
+        them later, and reads nothing that it has not written.
+        """
+        live = [(place, sample) for place, sample in enumerate(step.rows) if sample.row >= 0]
+        if step.chunks or len(live) < len(self.running) or not self._is_settled:
+            return None
+        live = [(place, s) for place, s in live if len(s.token_ids) + 1 < s.request.params.max_tokens]
+        uncovered = [sample for _, sample in live if sample.num_computed + 1 == sample.num_covered]
+        while self.pool.num_free < len(uncovered):
+            if not self.tree.evict():
+                return None
+        if not live:
+            return None
+        following = Step(rows=[sample for _, sample in live], places=[place for place, _ in live])
+        for sample in uncovered:
+            start = sample.own_start + sample.num_computed + 1
+            is_covered = self._cover_sample(following, sample, start, start + 1)
+            assert is_covered and not following.copies, "a page that was free is not, or is somebody else's"
+        self.counts.num_steps += 1
+        return following
+
     def commit(self, step: Step) -> list[Sample]:
-        """Notes what a step has computed. Returns the samples that draw a token, rows first."""
+        """Notes what a step has computed. Returns the samples that draw a token, rows first; one that has ended or was
+        cancelled since the step was launched has no row any more, and its draw is void."""
         counts, drawing = self.counts, list(step.rows)
         for sample in step.rows:
-            sample.num_computed += 1
+            sample.num_computed += sample.row >= 0
         for chunk in step.chunks:
             holder = chunk.holder
             holder.num_computed += len(chunk.tokens)
@@ -194,7 +141,7 @@ class Scheduler:
                 counts.num_recomputed_tokens += len(chunk.tokens)
                 if holder.num_computed == holder.num_own:
                     drawing.append(holder)
-        counts.num_decoded_tokens += len(drawing)
+        counts.num_decoded_tokens += sum(sample.row >= 0 for sample in drawing)
         return drawing
 
     def end(self, sample: Sample, completion: Completion) -> bool:
@@ -230,21 +177,30 @@ class Scheduler:
     # Admission
 
     def _admit(self) -> None:
-        """Takes requests in while there are rows for a sample of theirs, and pages for their contexts."""
-        while self.waiting and sum(request.num_open for request in self.admitted) < self.max_rows:
-            request = self.waiting[0]
-            path = request.context[:-1]
-            if self.admitted:
-                if self._alone is not None:
-                    return
-                missing = len(path) - self.tree.match(path)
-                if self.pool.num_for(missing) + 2 > self._num_available():
-                    return
-            self.waiting.popleft()
-            request.node = self.tree.use(path)
+        while self._can_admit:
+            request = self.waiting.popleft()
+            request.node = self.tree.use(request.context[:-1])
             insort(self.admitted, request, key=lambda request: request.number)
 
+    @property
+    def _can_admit(self) -> bool:
+        """Whether there are rows for a sample of the next request, and pages for its context."""
+        if not self.waiting or sum(request.num_open for request in self.admitted) >= self.max_rows:
+            return False
+        if not self.admitted:
+            return True
+        if self._alone is not None:
+            return False
+        path = self.waiting[0].context[:-1]
+        return self.pool.num_for(len(path) - self.tree.match(path)) + 2 <= self._num_available()
+
     def _start_samples(self) -> None:
+        for sample in self._startable():
+            sample.request.waiting.popleft()
+            self._start(sample)
+
+    def _startable(self) -> Iterator[Sample]:
+        """Samples with a row and pages to start on, each if those before it have been started."""
         for request in self.admitted:
             if not request.node.is_complete:
                 return  # younger ones could take its rows, pages and tokens of a step for good
@@ -252,8 +208,13 @@ class Scheduler:
                 sample = request.waiting[0]
                 if self.running and self.pool.num_for(sample.num_own) + 1 > self._num_available():
                     return
-                request.waiting.popleft()
-                self._start(sample)
+                yield sample
+
+    @property
+    def _is_settled(self) -> bool:
+        """Whether nothing but the running samples goes on, as long as none of them ends."""
+        is_filled = all(request.node.is_complete for request in self.admitted)
+        return is_filled and not self._can_admit and next(self._startable(), None) is None
 
     def _start(self, sample: Sample) -> None:
         P, node = self.pool.page_size, sample.request.node

@@ -17,7 +17,7 @@ from functools import partial
 
 from rollout.engine import Engine, EngineStats
 from rollout.params import Completion, SamplingParams
-from rollout.scheduler import Request
+from rollout.steps import Request
 
 logger = logging.getLogger("rollout.server")
 

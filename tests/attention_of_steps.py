@@ -16,7 +16,8 @@ from torch import Tensor
 
 from rollout.decoder import Attention
 from rollout.kv_cache import KvCache
-from rollout.scheduler import Scheduler, Step
+from rollout.scheduler import Scheduler
+from rollout.steps import Step
 from tests.models import config
 from tests.simulated_steps import Prefixes, Simulation, shared_context
 
@@ -46,7 +47,7 @@ class AttentionOfSteps:
 
     def outputs(
         self, scheduler: Scheduler, make: MakeAttention, *, seed: int = 0, num_requests: int = 8,
-        max_length: int = 200, max_tokens: int = 12,
+        max_length: int = 200, max_tokens: int = 12, look_ahead: bool = False,
     ) -> Iterator[tuple[list[int], Tensor]]:  # fmt: skip
         """(numbers of the prefixes up to it, o_HC) of each token of some requests, as often as it is computed."""
         cache = KvCache(self.config, scheduler.pool.num_pages, scheduler.pool.page_size, self.dtype, self.device)
@@ -65,7 +66,7 @@ class AttentionOfSteps:
             o_1THC = attend(LAYER, *(x[last_T][None].to(self.device) for x in (self.q, self.k, self.v)))
             found.extend(zip(past_T, o_1THC[0].cpu(), strict=False))
 
-        run = Simulation(scheduler, self.prefixes, forward)
+        run = Simulation(scheduler, self.prefixes, forward, look_ahead)
         rng = np.random.default_rng(seed)
         for request_seed in range(num_requests):
             context, n = shared_context(rng, max_length), int(rng.integers(1, 6))

@@ -14,7 +14,8 @@ import numpy as np
 from rollout.pages import PagePool
 from rollout.params import Completion, SamplingParams
 from rollout.prefix_tree import Node
-from rollout.scheduler import Request, Sample, Scheduler, Step
+from rollout.scheduler import Scheduler
+from rollout.steps import Request, Sample, Step
 
 NOTHING = -1  # on a slot
 _NO_NUMBERS = np.zeros(0, dtype=np.float32)
@@ -41,9 +42,9 @@ class Prefixes:
         return numbers
 
 
-def drawn_token(sample: Sample) -> int:
+def drawn_token(sample: Sample, ahead: int = 0) -> int:
     """Depends on what the noise of a sample depends on. 0 ends a completion."""
-    return hash((sample.request.params.seed, sample.index, len(sample.token_ids))) % 40
+    return hash((sample.request.params.seed, sample.index, len(sample.token_ids) + ahead)) % 40
 
 
 class Simulation:
@@ -53,10 +54,15 @@ class Simulation:
 
     Args:
         forward: called in the place of a model.
+        look_ahead: run a step that can be planned ahead before the one before it is read.
     """
 
-    def __init__(self, scheduler: Scheduler, prefixes: Prefixes | None = None, forward: Forward | None = None) -> None:
-        self.scheduler, self.forward = scheduler, forward
+    def __init__(
+        self, scheduler: Scheduler, prefixes: Prefixes | None = None, forward: Forward | None = None,
+        look_ahead: bool = False,
+    ) -> None:  # fmt: skip
+        self.scheduler, self.forward, self.look_ahead = scheduler, forward, look_ahead
+        self.running: tuple[Step, list[int]] | None = None  # ahead, and what it draws
         self.prefixes = Prefixes() if prefixes is None else prefixes
         self.slots = np.full((scheduler.pool.num_pages, scheduler.pool.page_size), NOTHING)
         self.open: list[Request] = []  # submitted, neither finished nor cancelled
@@ -74,13 +80,16 @@ class Simulation:
         self._after("cancel")
 
     def forget(self) -> None:
+        self.running = None
         self.scheduler.forget()
         assert self.scheduler.pool.num_free == self.scheduler.pool.num_pages - 1
         self._after("forget")
 
     def fail(self) -> None:
         """A step that is planned and then comes to nothing."""
-        self._plan()
+        if self.running is None:
+            self._plan()
+        self.running = None
         self.scheduler.forget()
         self._after("fail")
 
@@ -95,14 +104,17 @@ class Simulation:
 
     def step(self) -> list[Request]:
         """Returns the requests that it finished."""
-        scheduler, step = self.scheduler, self._plan()
-        targets, sources = list(step.copies), list(step.copies.values())
-        assert 0 not in sources + targets
-        self.slots[targets] = self.slots[sources]
-        self._write(step)
+        scheduler, running = self.scheduler, self.running
+        is_wanted = running is not None and running[0].is_wanted
+        step, tokens = running if is_wanted else self._run(self._plan(), [])
+        following = scheduler.plan_ahead(step) if self.look_ahead else None
+        self.running = None if following is None else self._run(following, tokens)
+        self.events["ahead"] += following is not None
         finished = []
-        for sample in scheduler.commit(step):
-            token = drawn_token(sample)
+        for sample, token in zip(scheduler.commit(step), tokens, strict=True):
+            if sample.row < 0:
+                self.events["void"] += 1
+                continue
             sample.token_ids.append(token)
             is_over = token == 0 or len(sample.token_ids) == sample.request.params.max_tokens
             if is_over and scheduler.end(sample, Completion(sample.token_ids, "", *[_NO_NUMBERS] * 3)):
@@ -111,6 +123,16 @@ class Simulation:
                 self.events["finish"] += 1
         self._after("step")
         return finished
+
+    def _run(self, step: Step, before: list[int]) -> tuple[Step, list[int]]:
+        """(the step, what it draws), from what the step before it draws if it was planned ahead."""
+        targets, sources = list(step.copies), list(step.copies.values())
+        assert 0 not in sources + targets
+        self.slots[targets] = self.slots[sources]
+        self._write(step, [before[place] for place in step.places])
+        filled_in = [(chunk.holder, len(chunk.tokens)) for chunk in step.chunks if isinstance(chunk.holder, Sample)]
+        complete = [sample for sample, num in filled_in if sample.num_computed + num == sample.num_own]
+        return step, [drawn_token(sample, step.ahead) for sample in [*step.rows, *complete]]
 
     def _plan(self) -> Step:
         """The next step, within its budgets; the oldest sample goes on."""
@@ -129,13 +151,19 @@ class Simulation:
             assert all(sample.row >= 0 for sample in oldest), "the oldest sample gave way"
         return step
 
-    def _write(self, step: Step) -> None:
-        """Writes all of a step's tokens, then looks at what each of them reads: the order of a layer's attention."""
+    def _write(self, step: Step, new: list[int]) -> None:
+        """Writes all of a step's tokens, then looks at what each of them reads: the order of a layer's attention.
+
+        Args:
+            new: of each row of a step that was planned ahead, the token that its sample does not have yet.
+        """
         P = self.scheduler.pool.page_size
         writer: dict[int, Node | Sample] = {}
         page_T, slot_T, past_T, readings = [], [], [], []
-        for holder, start, num, table in self._parts(step):
-            numbers = self.prefixes.of(tokens_to(holder, start + num))
+        for index, (holder, start, num, table) in enumerate(self._parts(step)):
+            tokens = tokens_to(holder, start + num) + new[index : index + 1]
+            assert len(tokens) == start + num
+            numbers = self.prefixes.of(tokens)
             for position in range(start, start + num):
                 page = table[position // P]
                 assert writer.setdefault(page, holder) is holder, "two holders write to a page"
@@ -155,7 +183,7 @@ class Simulation:
         scheduler, parts = self.scheduler, []
         P = scheduler.pool.page_size
         for sample in step.rows:
-            position = sample.own_start + sample.num_computed
+            position = sample.own_start + sample.num_computed + step.ahead
             num_shared = sample.first_block * scheduler.block_size // P
             own = scheduler.tables[sample.row, : position // P + 1 - num_shared]
             parts.append((sample, position, 1, sample.request.node.table(P)[:num_shared] + own.tolist()))

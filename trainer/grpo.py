@@ -14,6 +14,7 @@ from kernels.grpo_loss import grpo_loss
 from patarm_core import advantages
 from patarm_core.pairs import Pair
 from patarm_core.par import total_rewards
+from patarm_core.prompts import flatten
 from patarm_core.sampling import PairRandomSampler
 from rollout.engine import Engine
 from rollout.params import Completion
@@ -173,12 +174,13 @@ def rollout_metrics(rewarded: Sequence[tuple[JudgedPair, list[float]]]) -> dict[
 
 
 def sample_records(rollouts: Sequence[PairRollout], step: int, num_pairs: int) -> list[dict]:
-    """The first judgment of each side of a few pairs, for people to read."""
+    """The first judgment of each side of a few pairs, with what was judged, for people to read."""
     return [
         {
             "stage": STAGE, "step": step, "source": r.judged.pair.source, "id": r.judged.pair.id, "side": side,
             "judgment": texts[0], "score": None if judged[0].score is None else float(judged[0].score),
             "error": judged[0].error, "reward": r.rewards[offset],
+            "prompt": flatten(r.judged.pair.prompt), "response": getattr(r.judged.pair, side),
         }
         for r in rollouts[:num_pairs]
         for side, texts, judged, offset in (

@@ -1,10 +1,14 @@
-"""Trains a judge: `torchrun trainer/main.py RECIPE.toml [RECIPE.toml …] [key=value …]`."""
+"""Trains a judge: `torchrun trainer/main.py RECIPE.toml [RECIPE.toml …] [key=value …]`.
+
+`python trainer/main.py --report RUN_FOLDER` makes the page of a run again, of one that is not finished too.
+"""
 
 from __future__ import annotations
 
 import os
 import sys
 import time
+from pathlib import Path
 
 from patarm_core.recipe import read_recipe, with_bases
 from rollout.contexts import read_text
@@ -14,7 +18,8 @@ from trainer.config import Recipe
 from trainer.mistakes import leave_it_to_rank_0
 
 USAGE = """usage: torchrun [--nproc-per-node N] trainer/main.py RECIPE.toml [RECIPE.toml ...] [key=value ...]
-       python trainer/main.py --plan RECIPE.toml [RECIPE.toml ...] [key=value ...]   memory and time, estimated"""
+       python trainer/main.py --plan RECIPE.toml [RECIPE.toml ...] [key=value ...]   memory and time, estimated
+       python trainer/main.py --report RUN_FOLDER"""
 
 
 def main(arguments: list[str]) -> int:
@@ -25,6 +30,8 @@ def main(arguments: list[str]) -> int:
         return 0 if arguments else 2
     if "--plan" in arguments:
         return _plan([argument for argument in arguments if argument != "--plan"])
+    if arguments[0] == "--report":
+        return _report(arguments[1:])
     try:
         recipe = read_arguments(arguments)
     except (ValueError, OSError) as error:
@@ -58,6 +65,20 @@ def _plan(arguments: list[str]) -> int:
         return 1
     print(report)
     return 0 if does_fit else 3
+
+
+def _report(folders: list[str]) -> int:
+    from trainer.html_report import write_report
+
+    if len(folders) != 1:
+        tell(ValueError(f"--report takes the folder of one run, got {len(folders)}"))
+        return 1
+    try:
+        print(write_report(Path(folders[0])))
+    except (ValueError, OSError) as error:
+        tell(error)
+        return 1
+    return 0
 
 
 def read_arguments(arguments: list[str]) -> Recipe:

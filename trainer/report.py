@@ -6,25 +6,32 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 
+from eval.tables import markdown
+from trainer.panels import PANELS, last_steps, positions
+
 PHASES = ("sync_s", "rollout_s", "wait_s", "reward_s", "update_s")
 
 
-def time_table(records: Sequence[dict]) -> str:
-    """Markdown: median seconds of a step and of its phases, per stage."""
-    lines = ["| stage | steps | s/step | " + " | ".join(p.removesuffix("_s") for p in PHASES)]
-    lines[0] += " | tokens/s | s/checkpoint |"
-    lines.append("|---|---:|---:|" + "---:|" * (len(PHASES) + 2))
+def time_rows(records: Sequence[dict]) -> list[list[str]]:
+    """Median seconds of a step and of its phases, per stage; the first row is the header."""
+    phases = [phase.removesuffix("_s") for phase in PHASES]
+    rows = [["stage", "steps", "s/step", *phases, "tokens/s", "s/checkpoint"]]
     for stage in dict.fromkeys(record["stage"] for record in records):
         steps = [record for record in records if record["stage"] == stage]
-        cells = [
-            f"{median(step[phase] for step in steps):.2f}" if all(phase in step for step in steps) else "-"
-            for phase in PHASES
-        ]
-        step_s, rate = (median(step[key] for step in steps) for key in ("step_s", "tokens_per_s"))
-        checkpoints = [step["checkpoint_s"] for step in steps if "checkpoint_s" in step]  # not part of s/step
-        cells += [f"{rate:,.0f}", f"{median(checkpoints):.2f}" if checkpoints else "-"]
-        lines.append(f"| {stage} | {len(steps)} | {step_s:.2f} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        checkpoints = [step for step in steps if "checkpoint_s" in step]  # not part of s/step
+        rows.append([stage, str(len(steps)), *(_median(steps, key) for key in ("step_s", *PHASES))])
+        rows[-1] += [_median(steps, "tokens_per_s", ",.0f"), _median(checkpoints, "checkpoint_s")]
+    return rows
+
+
+def _median(steps: Sequence[dict], key: str, form: str = ".2f") -> str:
+    """ "-" unless every step has the number."""
+    values = [step.get(key) for step in steps]
+    return format(median(values), form) if values and None not in values else "-"
+
+
+def time_table(records: Sequence[dict]) -> str:
+    return markdown(time_rows(records))
 
 
 def draw_curves(records: Sequence[dict], results: dict[str, dict], path: Path) -> bool:
@@ -36,24 +43,16 @@ def draw_curves(records: Sequence[dict], results: dict[str, dict], path: Path) -
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    panels = [
-        ("pairwise accuracy", (("pair_accuracy", "training pairs, mean of n"), ("dev_accuracy", "dev pairs"))),
-        ("margin: mean chosen - mean rejected score", (("margin", "training pairs"), ("dev_margin", "dev pairs"))),
-        ("share of valid judgments", (("valid_rate", "training pairs"), ("dev_valid_rate", "dev pairs"))),
-        ("entropy (nats per token)", (("entropy", "sampled or SFT tokens"),)),
-    ]
     figure, axes = pyplot.subplots(2, 2, figsize=(12, 7.5), sharex=True, constrained_layout=True)
-    # Every stage has the same width, whatever its number of steps.
     stages = list(dict.fromkeys(record["stage"] for record in records))
-    num_steps = {record["stage"]: record["step"] for record in records}
-    ends = [stages.index(record["stage"]) + record["step"] / num_steps[record["stage"]] for record in records]
-    for axis, (title, curves) in zip(axes.flat, panels, strict=True):
-        for key, label in curves:
+    num_steps, ends = last_steps(records), positions(records)
+    for axis, panel in zip(axes.flat, PANELS, strict=False):
+        for key, label in panel.curves:
             points = [(end, record[key]) for end, record in zip(ends, records, strict=True) if key in record]
             if points:
                 is_sparse = key.startswith("dev_")
                 axis.plot(*zip(*points, strict=True), "o-" if is_sparse else "-", ms=4, lw=1.3, label=label)
-        axis.set_title(title, fontsize=10)
+        axis.set_title(panel.title, fontsize=10)
         axis.grid(alpha=0.3)
         for offset, stage in enumerate(stages):
             axis.axvline(offset, color="gray", lw=0.8, ls=":")

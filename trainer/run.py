@@ -18,6 +18,7 @@ from trainer.config import JUDGE_STAGES, Recipe
 from trainer.data import write_data
 from trainer.distributed import World, world
 from trainer.grpo import run_grpo
+from trainer.html_report import write_report
 from trainer.inputs import Inputs, load_inputs
 from trainer.learner import DTYPES, Learner
 from trainer.machine import machine
@@ -159,7 +160,7 @@ def _report(recipe: Recipe, folder: RunFolder, held_out: HeldOut, model: str, he
     parts += [f"Wall time {wall_s:.0f} s, process CPU time {cpu_s:.0f} s (rank 0 of {here.size})."]
     if draw_curves(records, results, folder.path / "curves.png"):
         parts.append(f"Curves: {folder.path / 'curves.png'}")
-    parts.append(f"The trained judge: {model}")
+    parts += [f"The page of the run: {write_report(folder.path)}", f"The trained judge: {model}"]
     if recipe.data.source == "embedded":
         parts += ["", REAL_WEIGHTS]
     text = "\n".join(parts) + "\n"

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +13,7 @@ import torch
 from patarm_core.recipe import read_recipe, to_toml
 from trainer.config import Recipe
 from trainer.distributed import World
+from trainer.text_files import read_records, record_line, write_text
 
 # What changes no result, beyond rounding.
 _MAY_CHANGE = {
@@ -74,14 +72,10 @@ class RunFolder:
     def append(self, file: str, *records: dict) -> None:
         if self.is_writer and records:
             with open(self.path / file, "a", encoding="utf-8") as log:
-                log.write("".join(map(_line, records)))
+                log.write("".join(map(record_line, records)))
 
     def records(self, file: str) -> list[dict]:
-        if not (self.path / file).is_file():
-            return []
-        lines = (self.path / file).read_bytes().split(b"\n")
-        # A line that a kill cut short, perhaps within a character, has no newline and is dropped.
-        return [json.loads(line) for line in lines[:-1]]
+        return read_records(self.path / file)
 
     def rewind(self, stage: str, step: int) -> None:
         """Forgets what a stage logged after `step`: it will be done again."""
@@ -90,13 +84,7 @@ class RunFolder:
         for file in STEP_LOGS:
             if (self.path / file).is_file():
                 kept = [r for r in self.records(file) if r["stage"] != stage or r["step"] <= step]
-                write_text(self.path / file, "".join(map(_line, kept)))
-
-
-def _line(record: dict) -> str:
-    """One line of strict JSON: a number that is not finite becomes null."""
-    strict = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
-    return json.dumps(strict, ensure_ascii=False, allow_nan=False) + "\n"
+                write_text(self.path / file, "".join(map(record_line, kept)))
 
 
 def _obstacle(file: Path, recipe: Recipe) -> str | None:
@@ -118,14 +106,6 @@ def _flat(recipe: object, prefix: str = "") -> dict[str, object]:
         value = getattr(recipe, field.name)
         flat |= _flat(value, f"{prefix}{field.name}.") if is_dataclass(value) else {prefix + field.name: value}
     return flat
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a file that is there as a whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(path.name + ".partial")
-    aside.write_text(text, encoding="utf-8")
-    os.replace(aside, path)
 
 
 class Stopwatch:

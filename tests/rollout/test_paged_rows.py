@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernels.paged_attention import paged_attention
+from rollout.decode_graphs import DecodeGraphs
 from rollout.engine import Engine, EngineConfig
-from rollout.paged_rows import DecodeGraphs, PagedAttention, Rows, Sizes, host_tables
+from rollout.paged_rows import PagedAttention, Rows, Sizes, host_tables
 from rollout.params import SamplingParams
 from tests.attention_of_steps import AttentionOfSteps
 from tests.models import tokenizer
@@ -35,12 +36,14 @@ def outputs(steps, scheduler, batch_invariant, **requests):
 @settings(max_examples=15)
 @given(
     st.booleans(), st.sampled_from([8, 16, 32, 64]), st.integers(6, 30), st.integers(1, 40), st.integers(1, 200),
-    st.sampled_from([(1, 1), (6, 2), (4, 4), (14, 2)]), st.integers(0, 99),
+    st.sampled_from([(1, 1), (6, 2), (4, 4), (14, 2)]), st.integers(0, 99), st.booleans(),
 )  # fmt: skip
-def test_attention_of_any_steps(batch_invariant, page_size, num_pages, max_rows, max_step_tokens, heads, seed):
+def test_attention_of_any_steps(
+    batch_invariant, page_size, num_pages, max_rows, max_step_tokens, heads, seed, look_ahead
+):
     steps = AttentionOfSteps(heads, dtype=torch.float64)
     scheduler = make_scheduler(num_pages * 64 // page_size, page_size, max_rows, max_step_tokens)
-    found = outputs(steps, scheduler, batch_invariant, seed=seed, num_requests=5, max_length=150)
+    found = outputs(steps, scheduler, batch_invariant, seed=seed, num_requests=5, max_length=150, look_ahead=look_ahead)
     for past, o_HC in found[:: len(found) // 100 + 1]:
         torch.testing.assert_close(o_HC, steps.by_definition(past), atol=1e-12, rtol=0)
 

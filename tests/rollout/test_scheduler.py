@@ -52,7 +52,7 @@ def test_ten_thousand_random_events():
     events = Counter()
     for seed in range(230):
         rng = np.random.default_rng(seed)
-        run = Simulation(random_scheduler(rng, num_pages=int(rng.integers(3, 24))))
+        run = Simulation(random_scheduler(rng, num_pages=int(rng.integers(3, 24))), look_ahead=seed % 2 == 1)
         for event in rng.choice(
             ["submit", "cancel", "forget", "fail", "step"], size=150, p=[0.33, 0.07, 0.02, 0.02, 0.56]
         ):
@@ -66,7 +66,7 @@ def test_ten_thousand_random_events():
         assert_nothing_is_left(run)
         events += run.events
     del events["step"]
-    assert events.total() >= 10_000 and len(events) == 7 and min(events.values()) >= 10, events
+    assert events.total() >= 10_000 and len(events) == 9 and min(events.values()) >= 10, events
 
 
 @settings(max_examples=20)
@@ -222,6 +222,89 @@ def test_copies_a_page_where_two_samples_part():
     run.step()
     own = [sample.pages[0] for sample in run.scheduler.running]
     assert copies == [{}, {page: context_page for page in own}] and len({context_page, *own}) == 3
+
+
+# Planned ahead
+
+
+def ahead_of(*contexts: list[int], num_pages: int = 100, max_rows: int = 8, **params) -> Simulation:
+    """Requests whose samples all run, the first token of each drawn."""
+    run = Simulation(make_scheduler(num_pages, page_size=4, max_rows=max_rows))
+    for seed, context in enumerate(contexts):
+        run.submit(context, seed=seed, **params)
+    while not all(sample.token_ids for sample in run.scheduler.running) or not run.scheduler.running:
+        run.step()
+    return run
+
+
+def test_ahead_are_the_same_rows_one_position_on():
+    run = ahead_of([1], [2], n=2, max_tokens=9)
+    step = run.scheduler.plan()
+    following = run.scheduler.plan_ahead(step)
+    assert following.rows == step.rows and following.places == [0, 1, 2, 3] and not following.chunks
+    assert (step.ahead, following.ahead) == (0, 1)
+
+
+def test_ahead_rows_that_end_for_certain_are_left_out():
+    run = ahead_of([1], n=1, max_tokens=3)
+    run.submit([2], n=1, max_tokens=9, seed=5)
+    run.step()
+    step = run.scheduler.plan()
+    assert [len(sample.token_ids) for sample in step.rows] == [2, 1]
+    following = run.scheduler.plan_ahead(step)
+    assert following.rows == step.rows[1:] and following.places == [1]
+
+
+def test_ahead_is_nothing_if_all_rows_end_for_certain():
+    run = ahead_of([1], n=3, max_tokens=2)
+    assert run.scheduler.plan_ahead(run.scheduler.plan()) is None
+
+
+@pytest.mark.parametrize("context", [[3], [3] * 9])
+def test_ahead_is_nothing_while_others_can_start(context):
+    """A request that has come, with a context to fill in or without; unless there is no row for it."""
+    for max_rows, is_free in ((8, True), (2, False)):
+        run = ahead_of([1], n=2, max_tokens=9, max_rows=max_rows)
+        step = run.scheduler.plan()
+        run.submit(context, max_tokens=9)
+        assert (run.scheduler.plan_ahead(step) is None) == is_free
+
+
+def test_ahead_is_nothing_beside_a_context_that_is_filled_in():
+    run = Simulation(make_scheduler(num_pages=100, max_step_tokens=8))
+    run.submit([1], max_tokens=20, seed=1)
+    run.submit([2] * 12, max_tokens=9)
+    run.step()
+    step = run.scheduler.plan()
+    assert step.chunks and run.scheduler.plan_ahead(step) is None
+
+
+def test_ahead_takes_free_pages_and_those_of_idle_contexts_but_no_sample_s():
+    """Rows that cross into a new page take it ahead; where there is none but another sample's, nobody gives way."""
+    run = ahead_of([1], [2], n=1, max_tokens=12, num_pages=5)  # two samples, a page each, and two more
+    run.step()
+    run.step()
+    pool, step = run.scheduler.pool, run.scheduler.plan()
+    assert pool.num_free == 2 and all(sample.num_computed == 3 for sample in step.rows)
+    assert run.scheduler.plan_ahead(step).rows == step.rows
+    assert pool.num_free == 0 and all(len(sample.pages) == 2 for sample in step.rows)
+    for holder in run.scheduler.running:
+        holder.num_computed += 4
+        holder.token_ids += [1] * 4
+    assert run.scheduler.plan_ahead(step) is None and run.scheduler.counts.num_preemptions == 0
+
+
+def test_ahead_finds_the_pages_of_contexts_that_nobody_uses():
+    run = Simulation(make_scheduler(num_pages=6, page_size=4))
+    run.submit([7] * 9, max_tokens=1)
+    run.finish()
+    assert run.scheduler.tree.num_idle_pages == 2
+    run.submit([1], n=2, max_tokens=8, seed=1)
+    for _ in range(3):
+        run.step()
+    step = run.scheduler.plan()
+    assert run.scheduler.pool.num_free == 1 and run.scheduler.plan_ahead(step).rows == step.rows
+    assert run.scheduler.tree.num_idle_pages == 0
 
 
 def test_wants_more_while_rows_are_left():

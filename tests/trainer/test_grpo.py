@@ -244,11 +244,11 @@ def test_samples_show_the_first_judgment_of_each_side(rollouts):
     assert grpo.sample_records(rollouts, 7, 1) == [
         {
             "stage": "grpo", "step": 7, "source": "here", "id": "0", "side": "chosen", "judgment": judged("9"),
-            "score": 9.0, "error": None, "reward": 1.4,
+            "score": 9.0, "error": None, "reward": 1.4, "prompt": "Which?", "response": "good",
         },
         {
             "stage": "grpo", "step": 7, "source": "here", "id": "0", "side": "rejected", "judgment": judged("5"),
-            "score": 5.0, "error": None, "reward": 1.2,
+            "score": 5.0, "error": None, "reward": 1.2, "prompt": "Which?", "response": "bad",
         },
     ]  # fmt: skip
     assert len(grpo.sample_records(rollouts, 7, 5)) == 4

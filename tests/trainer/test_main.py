@@ -299,7 +299,7 @@ def test_a_run_leaves_everything_in_its_folder(quickstart):
     first, _ = quickstart
     files = {file.relative_to(first).as_posix() for file in first.rglob("*") if file.is_file()}
     assert {file for file in files if not file.startswith(("models/", "checkpoints/", "judgments/"))} == {
-        "recipe.toml", "metrics.jsonl", "samples.jsonl", "report.json", "report.md", "curves.png",
+        "recipe.toml", "metrics.jsonl", "samples.jsonl", "report.json", "report.md", "report.html", "curves.png",
         "data/judgments.jsonl", "data/pairs.jsonl", "data/dev.jsonl", "data/held_out.jsonl",
     }  # fmt: skip
     for name in ("initial", "sft", "grpo"):
@@ -345,6 +345,32 @@ def test_samples_are_kept_of_both_sides(quickstart):
     rows = records(quickstart[0], "samples.jsonl")
     assert [(r["step"], r["side"]) for r in rows] == [(s, side) for s in (1, 2) for side in ("chosen", "rejected") * 2]
     assert all(isinstance(r["judgment"], str) and r["reward"] in (-1.5, -1.0, 0.0, 1.2, 1.4) for r in rows)
+    pairs = {row["id"]: row for row in records(quickstart[0], "data/pairs.jsonl")}
+    assert all((r["prompt"], r["response"]) == (pairs[r["id"]]["prompt"], pairs[r["id"]][r["side"]]) for r in rows)
+
+
+def test_the_page_of_a_run_is_made_again_byte_by_byte(quickstart, capsys):
+    file = quickstart[0] / "report.html"
+    before = file.read_bytes()
+    file.unlink()
+    assert main(["--report", str(quickstart[0])]) == 0
+    assert capsys.readouterr().out == f"{file}\n"
+    assert file.read_bytes() == before
+    assert b"finished; sft at step 3, grpo at step 2 on " in before
+
+
+@pytest.mark.parametrize(
+    ("folders", "problem"),
+    [
+        (["{0}/none"], "{0}/none: no run is here (no recipe.toml); name the folder that a run printed"),
+        ([], "--report takes the folder of one run, got 0"),
+        (["{0}", "{0}"], "--report takes the folder of one run, got 2"),
+    ],
+)
+def test_a_page_of_no_run(tmp_path, capsys, folders, problem):
+    assert main(["--report", *(folder.format(tmp_path) for folder in folders)]) == 1
+    assert capsys.readouterr().err == f"error: {problem.format(tmp_path)}\n"
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_report_measures_each_model_on_the_held_out_pairs(quickstart):

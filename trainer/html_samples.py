@@ -1,0 +1,79 @@
+"""Sampled judgments of report.html: the chosen and the rejected response of a pair, side by side."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from html import escape
+
+from patarm_core.judgment import JUDGMENT_TAGS
+
+MAX_STEPS = 12  # shown, the first and the last among them: at 4,096 tokens each, all of a run would be megabytes
+
+_TAG = re.compile(rf"&lt;/?(?:{'|'.join(JUDGMENT_TAGS)})&gt;")
+
+
+def judgments(samples: Sequence[dict]) -> str:
+    """One block per sampled step; "" if there are no samples.
+
+    Args:
+        samples: lines of samples.jsonl.
+    """
+    by_step: dict[tuple[str, int], list[dict]] = {}
+    for sample in samples:
+        by_step.setdefault((sample["stage"], sample["step"]), []).append(sample)
+    if not by_step:
+        return ""
+    shown = spread(list(by_step), MAX_STEPS)
+    parts = [
+        "<h2>Judgments</h2>",
+        '<p class="muted">The first judgment of each side of a few pairs, as sampled in training; '
+        f"{len(shown)} of {len(by_step)} sampled steps, the last one open. All are in samples.jsonl.</p>",
+    ]
+    for stage, step in shown:
+        rows = by_step[stage, step]
+        pairs: dict[tuple[str, str], dict[str, dict]] = {}
+        for row in rows:
+            pairs.setdefault((row["source"], row["id"]), {})[row["side"]] = row
+        inside = "\n".join(_pair(f"{source}, {name}", sides) for (source, name), sides in pairs.items())
+        is_open = " open" if (stage, step) == shown[-1] else ""
+        told = f"scores {', '.join(_scores(sides) for sides in pairs.values())}"
+        summary = f'{escape(stage)} step {step} <span class="muted">{escape(told)}</span>'
+        parts.append(f'<details{is_open}><summary>{summary}</summary><div class="inside">\n{inside}\n</div></details>')
+    return "\n".join(parts)
+
+
+def spread(items: Sequence, most: int) -> list:
+    """At most `most` of the items, evenly spread, the first and the last among them."""
+    if len(items) <= most:
+        return list(items)
+    return [items[round(n * (len(items) - 1) / (most - 1))] for n in range(most)]
+
+
+def _scores(sides: dict[str, dict]) -> str:
+    return " : ".join(_score(sides[side]) if side in sides else "-" for side in ("chosen", "rejected"))
+
+
+def _pair(name: str, sides: dict[str, dict]) -> str:
+    prompt = next((row["prompt"] for row in sides.values() if row.get("prompt")), None)
+    asked = f'<p class="label">prompt</p><pre class="judged">{escape(prompt)}</pre>' if prompt else ""
+    columns = "\n".join(_side(sides[side]) for side in ("chosen", "rejected") if side in sides)
+    return f'<div class="pair"><p class="label">{escape(name)}</p>{asked}\n<div class="sides">\n{columns}\n</div></div>'
+
+
+def _side(row: dict) -> str:
+    reward = row["reward"]
+    kind = "good" if reward > 0 else "bad" if reward < 0 else "muted"
+    error = f'<span class="bad">{escape(row["error"])} error</span>' if row.get("error") else ""
+    response = row.get("response")
+    shown = f'<p class="label">response</p><pre class="judged">{escape(response)}</pre>' if response else ""
+    text = _TAG.sub(lambda match: f'<span class="tag">{match[0]}</span>', escape(row["judgment"]))
+    return (
+        f'<div><div class="verdict"><strong>{escape(row["side"])}</strong><span>score {_score(row)}</span>'
+        f'<span class="{kind}">reward {reward:+g}</span>{error}</div>{shown}'
+        f'<p class="label">judgment</p><pre>{text}</pre></div>'
+    )
+
+
+def _score(row: dict) -> str:
+    return "-" if row["score"] is None else f"{row['score']:g}"

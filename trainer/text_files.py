@@ -1,0 +1,45 @@
+"""Text files that are there as a whole or not at all, and logs of one JSON object a line. Imports no torch."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file that is there as a whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(path.name + ".partial")
+    aside.write_text(text, encoding="utf-8")
+    os.replace(aside, path)
+
+
+def record_line(record: Mapping[str, object]) -> str:
+    """One line of strict JSON: a number that is not finite becomes null."""
+    strict = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
+    return json.dumps(strict, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def read_records(file: Path) -> list[dict]:
+    """The lines of a log; none if there is no such file.
+
+    A line that a kill cut short, perhaps within a character, has no newline and is dropped.
+
+    Raises:
+        ValueError: one line with file and line, if any other is not a JSON object.
+    """
+    if not file.is_file():
+        return []
+    records = []
+    for number, line in enumerate(file.read_bytes().split(b"\n")[:-1], 1):
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"{file}:{number}: not a JSON object: {error}") from None
+        if not isinstance(record, dict):
+            raise ValueError(f"{file}:{number}: not a JSON object: {line[:40]!r}")
+        records.append(record)
+    return records
