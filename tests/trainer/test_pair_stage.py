@@ -7,10 +7,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
+from patarm_core.pairs import Pair
 from patarm_core.sampling import flip_sides
 from rollout.contexts import load_pairs, load_rubrics
-from tests.tiny_runs import arguments, recipe_of, records, settings
-from trainer.data import noisy
+from tests.tiny_runs import arguments, pair, records, settings, write_jsonl
+from trainer.bt import BradleyTerry
+from trainer.dpo import DirectPreference
 from trainer.learner import Learner
 from trainer.main import main
 
@@ -69,35 +71,35 @@ def test_reports_name_what_was_measured(runs):
     assert "start" not in report  # the reference prefers nothing
 
 
-def test_transformers_reads_the_reward_model_and_gives_the_scores_of_the_run(runs, tiny_files):
+def test_transformers_reads_the_reward_model_and_gives_the_scores_of_the_run(runs):
     path = runs["bt"] / "models" / "bt"
     tokenizer = AutoTokenizer.from_pretrained(path)
     model, info = AutoModelForSequenceClassification.from_pretrained(path, output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"]
     assert (type(model).__name__, model.config.num_labels) == ("Qwen3ForSequenceClassification", 1)
-    expected = scores_of(runs["bt"], "bt")
     texts, names = [], []
-    for pair in load_pairs(tiny_files["data.held_out"], load_rubrics(str(tiny_files["prompt.rubrics_file"]))):
+    for number in range(40, 46):
         for side in ("chosen", "rejected"):
-            turns = [{"role": "user", "content": pair.prompt}, {"role": "assistant", "content": getattr(pair, side)}]
+            row = pair(number)
+            turns = [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row[side]}]
             texts.append(tokenizer.apply_chat_template(turns, tokenize=False))
-            names.append((pair.id, side))
+            names.append((row["id"], side))
     with torch.inference_mode():
         batch = tokenizer(texts, padding=True, return_tensors="pt", add_special_tokens=False)
         theirs = model(batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, 0].tolist()
-    assert dict(zip(names, theirs, strict=True)) == pytest.approx(expected, abs=1e-5)
+    assert dict(zip(names, theirs, strict=True)) == pytest.approx(scores_of(runs["bt"], "bt"), abs=1e-5)
 
 
-def test_implicit_rewards_are_log_ratios_of_the_models_before_and_after(runs, tiny_judge, tiny_files):
+def test_implicit_rewards_are_log_ratios_of_the_models_before_and_after(runs, tiny_judge):
     path = runs["dpo"] / "models" / "dpo"
     tokenizer = AutoTokenizer.from_pretrained(path)
     after, before = (AutoModelForCausalLM.from_pretrained(folder) for folder in (path, tiny_judge))
-    pair = load_pairs(tiny_files["data.held_out"], load_rubrics(str(tiny_files["prompt.rubrics_file"])))[0]
-    turns = [{"role": "user", "content": pair.prompt}]
+    row = pair(40)
+    turns = [{"role": "user", "content": row["prompt"]}]
     context = tokenizer.encode(
         tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True), add_special_tokens=False
     )
-    completion = [*tokenizer.encode(pair.chosen, add_special_tokens=False), tokenizer.eos_token_id]
+    completion = [*tokenizer.encode(row["chosen"], add_special_tokens=False), tokenizer.eos_token_id]
 
     @torch.inference_mode()
     def logprob(model) -> float:
@@ -105,7 +107,7 @@ def test_implicit_rewards_are_log_ratios_of_the_models_before_and_after(runs, ti
         return sum(logprob_LV[len(context) - 1 + i, token].item() for i, token in enumerate(completion))
 
     expected = 0.1 * (logprob(after) - logprob(before))
-    assert scores_of(runs["dpo"], "dpo")[pair.id, "chosen"] == pytest.approx(expected, abs=1e-4)
+    assert scores_of(runs["dpo"], "dpo")["40", "chosen"] == pytest.approx(expected, abs=1e-4)
 
 
 def test_at_the_first_step_policy_and_reference_are_one(runs):
@@ -153,10 +155,76 @@ def test_all_labels_flipped_teach_the_contrary(tiny_files, tiny_judge, tmp_path)
     assert found["accuracy"] == 0.0
 
 
-def test_every_stage_sees_the_same_flips(tiny_files):
+MISTAKES = [
+    ({"stages": ["bt", "grpo"]}, "command line: stages=['bt', 'grpo']: bt leaves a reward model, which writes nothing; "
+     "it comes last"),
+    ({"stages": ["bt"], "data.pairs": ""}, "data.pairs: no file is given; stages bt need one"),
+    ({"stages": ["dpo"], "dpo.label_smoothing": 0.5}, "command line: [dpo]: label_smoothing=0.5 must be in [0, 0.5)"),
+    ({"stages": ["dpo"], "dpo.beta": 0.0}, "command line: [dpo]: beta=0.0 must be positive"),
+    ({"stages": ["bt"], "bt.patience": 1}, "command line: [bt]: patience=1 counts dev measurements; dev_every=0 makes "
+     "none"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("changes", "line"), MISTAKES)
+def test_a_mistake_is_one_line(tiny_files, tiny_judge, tmp_path, capfd, changes, line):
+    base = settings(tiny_files) | {"out": tmp_path / "run", "model.path": tiny_judge}
+    assert main(arguments(base | changes)) == 1
+    assert capfd.readouterr().err == f"error: {line}\n"
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_pair_that_does_not_fit_is_named_with_its_length(tiny_files, tiny_judge, tmp_path, capfd, stage):
+    base = job(tiny_files, tiny_judge, stage, tmp_path / "run")
+    assert main(arguments(base | {f"{stage}.tokens_per_micro_batch": 47})) == 1
+    line = capfd.readouterr().err
+    assert line.startswith("error: pair 0 of tiny: prompt and both responses make ")
+    assert line.endswith(f" tokens; {stage}.tokens_per_micro_batch in whole tiles of 16 is 32\n")
+    file = write_jsonl(tmp_path / "long.jsonl", [pair(0), pair(1) | {"rejected": "so bad " * 80}])
+    assert main(arguments(base | {"data.pairs": file})) == 1
+    line = capfd.readouterr().err
+    assert line.startswith("error: pair 1 of tiny: prompt and response make ")
+    assert line.endswith(" tokens; the model's max_position_embeddings is 256\n")
+
+
+def test_a_reward_model_is_no_judge(runs, tiny_files, tmp_path, capfd):
+    path = runs["bt"] / "models" / "bt"
+    assert main(arguments(settings(tiny_files) | {"out": tmp_path / "run", "model.path": path})) == 1
+    assert "is not the language model expected" in capfd.readouterr().err
+
+
+@pytest.fixture
+def seen(monkeypatch) -> list[Pair]:
+    """The pairs that a run trains on in its first step, in which it stops."""
+    pairs: list[Pair] = []
+    for kind in (BradleyTerry, DirectPreference):
+
+        def recorded(self, pair, leaves=kind.training_leaves):
+            pairs.append(pair)
+            return leaves(self, pair)
+
+        monkeypatch.setattr(kind, "training_leaves", recorded)
+
+    def pulled(*arguments, **_):
+        raise Pulled
+
+    def drawn(engine, shared, step_pairs, *_):
+        pairs.extend(step_pairs)
+        raise Pulled
+
+    monkeypatch.setattr(Learner, "update", pulled)
+    monkeypatch.setattr("trainer.grpo.roll_out", drawn)
+    return pairs
+
+
+def test_every_stage_trains_on_the_same_flips(tiny_files, tiny_judge, tmp_path, seen):
     pairs = load_pairs(tiny_files["data.pairs"], load_rubrics(str(tiny_files["prompt.rubrics_file"])))
-    expected, is_flipped = flip_sides(pairs, 0.4, 5)
+    expected, is_flipped = flip_sides(pairs, 0.4, 0)
     assert is_flipped.count(True) == 3
     for stage in ("grpo", *STAGES):
-        recipe = recipe_of({"out": "x", "stages": [stage], "seed": 5, "data.label_noise": 0.4})
-        assert noisy(pairs, recipe) == expected
+        noise = {"data.label_noise": 0.4, "data.held_out": "", f"{stage}.pairs_per_step": 7}
+        with pytest.raises(Pulled):
+            main(arguments(job(tiny_files, tiny_judge, stage, tmp_path / stage) | noise))
+        assert len(seen) == 7 and set(seen) == set(expected), stage
+        seen.clear()
