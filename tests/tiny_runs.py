@@ -138,5 +138,14 @@ def groups(num_groups: int, seed: int = 0) -> list:
     return made
 
 
+def save_checkpoint(folder, learner, step, world, keep=1, state=None, dev_accuracy=None):
+    """As a stage does around its log, and waits."""
+    from trainer.checkpoint_writer import CheckpointWriter
+
+    with CheckpointWriter(folder, {}, keep, world) as writer:
+        writer.start(writer.snapshot(learner, step, json.dumps(state or {}), dev_accuracy))
+        writer.wait()
+
+
 def _toml(value: object) -> str:
     return json.dumps(str(value) if isinstance(value, Path) else value)

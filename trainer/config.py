@@ -102,10 +102,13 @@ class OptimConfig:
     weight_decay: float = 0.0
     grad_clip: float = 1.0  # of the global gradient norm
     cpu_offload: bool = False  # AdamW's moments stay in the host's memory between steps (trainer/offload.py)
+    # A step whose loss or gradient is not finite is skipped; after so many in a row the run stops, its evidence saved.
+    max_skipped_steps: int = 3
 
     def __post_init__(self) -> None:
         _check(self, lambda value: 0 < value < math.inf, "positive", "lr", "grad_clip")
         _check(self, _is_at_least(0), "at least 0", "final_lr", "warmup_steps", "weight_decay")
+        _check(self, _is_at_least(1), "at least 1", "max_skipped_steps")
         _check(self, lambda betas: all(0 <= beta < 1 for beta in betas), "two numbers in [0, 1)", "betas")
 
 
@@ -120,11 +123,16 @@ class SftConfig:
     # The stage ends once `patience` dev measurements in a row bring no gain in accuracy above min_delta; 0: never
     patience: int = 0
     min_delta: float = 0.0
+    # Checkpoints that are kept: the last ones, and beside them that of the best dev accuracy (where `dev_every` and
+    # `checkpoint_every` meet). With 2, there is another one if the last cannot be read.
+    checkpoint_keep: int = 2
     optim: OptimConfig = OptimConfig(lr=1.5e-6, final_lr=1.5e-7)  # table 7, 8B
 
     def __post_init__(self) -> None:
         _check(self, _is_at_least(0), "at least 0", "steps", "dev_every", "checkpoint_every", "patience", "min_delta")
-        _check(self, _is_at_least(1), "at least 1", "epochs", "rows_per_step", "tokens_per_micro_batch")
+        _check(
+            self, _is_at_least(1), "at least 1", "epochs", "rows_per_step", "tokens_per_micro_batch", "checkpoint_keep"
+        )
         _check_patience(self)
 
 
@@ -183,6 +191,7 @@ class GrpoConfig:
     checkpoint_every: int = 0
     patience: int = 0  # as in SftConfig
     min_delta: float = 0.0
+    checkpoint_keep: int = 2
     num_sample_pairs: int = 2  # pairs a step whose judgments are written to samples.jsonl
     optim: OptimConfig = OptimConfig(lr=5e-7, schedule="constant")  # table 7, 8B
 
@@ -192,8 +201,9 @@ class GrpoConfig:
         _check(self, lambda share: 0 <= share < 1, "in [0, 1)", "clip_low")
         _check(self, lambda value: value == 0 or 1 < value < math.inf, "0 or above 1", "dual_clip")
         _check(
-            self, _is_at_least(1), "at least 1", "epochs", "pairs_per_step", "inner_epochs", "tokens_per_micro_batch"
-        )
+            self, _is_at_least(1), "at least 1", "epochs", "pairs_per_step", "inner_epochs", "tokens_per_micro_batch",
+            "checkpoint_keep",
+        )  # fmt: skip
         _check_patience(self)
 
 
@@ -207,6 +217,7 @@ class BtConfig:
     tokens_per_micro_batch: int = 16_384
     dev_every: int = 0  # steps between measurements on the dev pairs; 0: none
     checkpoint_every: int = 0  # steps; the end of the stage always makes one
+    checkpoint_keep: int = 2  # as in SftConfig
     patience: int = 0  # as in SftConfig
     min_delta: float = 0.0
     # Rate, epoch and cosine of RLHF Workflow's reward model (arXiv:2405.07863), its warm-up of 3 % in steps.
@@ -214,7 +225,9 @@ class BtConfig:
 
     def __post_init__(self) -> None:
         _check(self, _is_at_least(0), "at least 0", "steps", "dev_every", "checkpoint_every", "patience", "min_delta")
-        _check(self, _is_at_least(1), "at least 1", "epochs", "pairs_per_step", "tokens_per_micro_batch")
+        _check(
+            self, _is_at_least(1), "at least 1", "epochs", "pairs_per_step", "tokens_per_micro_batch", "checkpoint_keep"
+        )
         _check_patience(self)
 
 
@@ -285,6 +298,7 @@ class Recipe:
     resume: bool = False  # go on with the run in `out`
     stages: tuple[Literal["sft", "grpo", "bt", "dpo"], ...] = ("sft", "grpo")
     num_processes: int = 0  # refuse to start with any other number; 0: whatever torchrun starts
+    stop_within_s: float = 25.0  # from SIGTERM or SIGINT until the run has left; torchrun waits for 30 s, then kills
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     prompt: PromptConfig = field(default_factory=PromptConfig)
@@ -299,6 +313,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         _check(self, _is_at_least(0), "at least 0", "num_processes")
+        _check(self, lambda value: 0 < value < math.inf, "positive", "stop_within_s")
         if not self.out:
             raise ValueError("out is empty; it names the run's folder")
         if "bt" in self.stages[:-1]:

@@ -6,7 +6,7 @@ import ctypes
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.distributed as dist
@@ -17,6 +17,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from rollout.decoder import Decoder
 from rollout.mistakes import tell
 from trainer.mistakes import leave_it_to_rank_0
+from trainer.stop import Stop
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,7 @@ class World:
     size: int
     device: torch.device
     mesh: DeviceMesh
+    stop: Stop = field(default_factory=Stop)
 
     @property
     def is_main(self) -> bool:
@@ -50,6 +52,19 @@ class World:
         if self.size > 1:
             dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
         return int(tensor)
+
+    def is_any(self, value: bool) -> bool:
+        """Whether it is true on any rank. By way of the CPU: nobody waits for a GPU."""
+        if self.size == 1:
+            return value
+        tensor = torch.tensor(int(value))
+        dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+        return bool(tensor)
+
+    def pause(self) -> None:
+        """A point that all ranks reach together, in the midst of a step: here a run that is asked to end may leave."""
+        if self.stop.on_pause is not None:
+            self.stop.on_pause()
 
     def gather(self, item: object) -> list:
         """One picklable object per rank, in rank order, on every rank."""

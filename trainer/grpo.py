@@ -206,7 +206,8 @@ def run_grpo(
     learner = Learner(model, recipe.model, config.optim, num_updates, world)
     reference = sharded_decoder(model, recipe.model, world).requires_grad_(False) if config.kl_coef else None
     token_loss = policy_loss(config, reference)
-    for step in run_steps(STAGE, config, sampler, learner, folder, replica, dev, recipe):
+    spans = {"rollout": replica.shared}
+    for step in run_steps(STAGE, config, sampler, learner, folder, replica, dev, recipe, spans):
         phase = step.watch.phase
         with phase("step_s"):
             with phase("sync_s"):

@@ -24,6 +24,7 @@ from trainer.config import ModelConfig, OptimConfig
 from trainer.distributed import World, shard_
 from trainer.logprobs import token_values
 from trainer.offload import OffloadedAdamW
+from trainer.skipped import SkippedSteps
 from trainer.token_tree import Leaf, MicroBatch, TokenTree, pack
 
 # (micro-batch, logprob_T, entropy_T) -> (loss_T, {metric: values_T}); the metrics are averaged over the step's tokens.
@@ -79,6 +80,8 @@ class Learner:
     ) -> None:
         self.world, self.optim, self.num_steps = world, optim, num_steps
         self.layout, self.reduce_each_micro_batch = model.layout, model.reduce_each_micro_batch
+        self.num_updates = 0  # by this process
+        self.skipped = SkippedSteps(optim.max_skipped_steps, world)
         self.decoder = sharded_decoder(path, model, world, head)
         make = OffloadedAdamW if optim.cpu_offload else torch.optim.AdamW
         self.optimizer = make(
@@ -119,10 +122,11 @@ class Learner:
         if num_tokens == 0:
             raise ValueError("a step needs at least one loss token")
         num_batches = world.maximum(len(batches))
-        totals = _Totals()
+        totals, batch_losses = _Totals(), []
         # Weights are packed once a step: nothing is left of them when the optimiser changes them.
         with packed_weights() if exact_logprobs else nullcontext():
             for number in range(num_batches):
+                world.pause()
                 is_real = number < len(batches)
                 # A rank that has run out of trees goes on with a single token at weight 0.
                 batch = MicroBatch.of(batches[number] if is_real else [stand_in(value_names)], world.device)
@@ -134,21 +138,26 @@ class Learner:
                 weight_T = batch.values_T.get("weight", 1 / num_tokens)
                 loss = (loss_T * weight_T).sum()
                 (loss if is_real else loss * 0.0).backward()
+                batch_losses.append(loss.detach())
                 # What is told are sums divided by the number of tokens; the loss has been divided already.
                 if weighted_metrics:
                     metrics = {name: values_T * weight_T * num_tokens for name, values_T in metrics.items()}
                 totals.add(metrics | {"loss": loss_T.detach().double() * weight_T * num_tokens}, is_real)
         lr = learning_rate(self.optim, step, self.num_steps)
-        grad_norm = nn.utils.clip_grad_norm_(decoder.parameters(), self.optim.grad_clip)
-        grad_norm = float(grad_norm.full_tensor() if isinstance(grad_norm, DTensor) else grad_norm)
-        is_finite = math.isfinite(grad_norm)
+        parameters = list(decoder.parameters())
+        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        grad_norm = float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+        sums = world.sums({name: float(total) for name, total in totals.sums.items()})
+        means = {name: total / num_tokens for name, total in sums.items()}
+        is_finite = math.isfinite(grad_norm) and math.isfinite(means["loss"])
+        self.skipped.count(is_finite, decoder, batches, batch_losses)
+        self.num_updates += 1
         if is_finite:
+            nn.utils.clip_grads_with_norm_(parameters, self.optim.grad_clip, norm)
             for group in self.optimizer.param_groups:
                 group["lr"] = lr
             self.optimizer.step()
         self.optimizer.zero_grad()
-        sums = world.sums({name: float(total) for name, total in totals.sums.items()})
-        means = {name: total / num_tokens for name, total in sums.items()}
         peaks = {name: max(world.gather(float(value))) for name, value in totals.largest.items()}
         return means | peaks | {
             "grad_norm": grad_norm, "lr": lr, "num_tokens": num_tokens, "skipped": float(not is_finite)

@@ -15,6 +15,7 @@ from rollout.contexts import read_text
 from rollout.mistakes import tell
 from rollout.threads import wait_briefly
 from trainer.config import Recipe
+from trainer.launch import Launch
 from trainer.mistakes import leave_it_to_rank_0
 
 USAGE = """usage: torchrun [--nproc-per-node N] trainer/main.py RECIPE.toml [RECIPE.toml ...] [key=value ...]
@@ -23,7 +24,10 @@ USAGE = """usage: torchrun [--nproc-per-node N] trainer/main.py RECIPE.toml [REC
 
 
 def main(arguments: list[str]) -> int:
-    """Runs a recipe. A mistake of the user's is one line on standard error and exit status 1."""
+    """Runs a recipe. A mistake of the user's is one line on standard error and exit status 1.
+
+    A run that SIGTERM or SIGINT ends saves a checkpoint and has exit status 143 or 130.
+    """
     start = time.perf_counter()  # process CPU time, shown beside, counts the imports below too
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE)
@@ -43,7 +47,9 @@ def main(arguments: list[str]) -> int:
     from trainer.run import run  # here, so that a mistyped recipe is told before torch has loaded
 
     try:
-        run(recipe, start)
+        run(recipe, start, Launch.of(os.environ))
+    except SystemExit as ending:  # told by then: it was asked to end, or halted
+        return ending.code
     except (ValueError, OSError) as error:
         tell(error)
         return 1

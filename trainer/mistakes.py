@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from typing import NoReturn
 
@@ -19,3 +20,11 @@ def leave_it_to_rank_0(error: Exception) -> NoReturn:
     time.sleep(PATIENCE_S)
     tell(error)
     raise SystemExit(1)
+
+
+class Halt(Exception):
+    """The run cannot go on, through no mistake of the program: one line tells why, all ranks end, exit status 1."""
+
+
+def warn(line: str) -> None:
+    print("warning:", " ".join(line.split()), file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""The whole-model replica that judges: rollouts during training, and accuracy on pairs."""
+"""The whole model that judges: rollouts during training, and accuracy on pairs."""
 
 from __future__ import annotations
 
@@ -15,13 +15,15 @@ from rollout.engine import Engine, EngineConfig
 from trainer.config import Recipe
 from trainer.distributed import World
 from trainer.learner import DTYPES, Learner
+from trainer.live_weights import refuse_stale_weights, share_weights_
 from trainer.shared_rollout import SharedRollout
 
 
 class JudgeReplica:
-    """One engine on each rank, whose weights are refreshed from the learner before each use, so they are never stale.
+    """One engine on each rank, with the learner's weights of now: before each use they are compared, bit by bit.
 
-    It is made when it is first used: a run that only imitates needs none.
+    One process that computes in float32 judges with the weights that it trains, in place; otherwise the engine has a
+    copy, refreshed before each use. The engine is made when it is first used: a run that only imitates needs none.
     """
 
     def __init__(self, recipe: Recipe, model_config: DecoderConfig, contexts: ContextBuilder, world: World) -> None:
@@ -40,7 +42,12 @@ class JudgeReplica:
 
     def refreshed(self, learner: Learner) -> Engine:
         """The engine with the learner's weights of now; every rank calls it."""
-        learner.copy_weights_to_(self._engine.decoder)
+        decoder = self._engine.decoder
+        if self.world.size == 1 and self._dtype == torch.float32:
+            share_weights_(decoder, learner.decoder)
+        else:
+            learner.copy_weights_to_(decoder)
+        refuse_stale_weights(decoder, learner.decoder, self.world)
         return self._engine
 
     def judge(self, learner: Learner, pairs: Sequence[Pair], n: int, progress: str = "") -> list[JudgedPair]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 
@@ -13,20 +15,26 @@ from eval.pair_accuracy import summary
 from eval.pairs_command import write_judgments
 from eval.tables import accuracy_table, task_table
 from rollout.contexts import read_text
+from rollout.mistakes import tell
 from rollout.weights import save_decoder
+from trainer.checkpoint import refuse_another_run
 from trainer.config import JUDGE_STAGES, Recipe
 from trainer.data import write_data
 from trainer.distributed import World, world
 from trainer.grpo import run_grpo
 from trainer.html_report import write_report
+from trainer.identity import run_identity
 from trainer.inputs import Inputs, load_inputs
+from trainer.launch import Launch
 from trainer.learner import DTYPES, Learner
 from trainer.machine import machine
+from trainer.mistakes import Halt
 from trainer.pair_stage import PairObjective, run_on_pairs
 from trainer.replica import JudgeReplica
 from trainer.report import draw_curves, time_table
 from trainer.run_folder import RunFolder, write_text
 from trainer.sft import run_sft
+from trainer.stop import Leaving
 from trainer.tensorboard_log import check_tensorboard
 from trainer.tiny import make_model
 
@@ -38,18 +46,25 @@ REAL_WEIGHTS = """The same job with Qwen3-8B, on 8 and 2 x 8 A100s (data: JSON l
     data.pairs=rl.jsonl data.dev=dev.jsonl data.held_out=held_out.jsonl"""
 
 
-def run(recipe: Recipe, start: float) -> None:
+def run(recipe: Recipe, start: float, launch: Launch | None = None) -> None:
     """Trains what the recipe says, and prints the report.
 
     Args:
         start: when the program began, by time.perf_counter.
+        launch: who started it; a run that torchrun starts anew goes on by itself.
 
     Raises:
         ValueError: one line about a mistake in the recipe or in what it names, before anything is written.
+        Leaving: SIGTERM or SIGINT asked the run to end.
     """
-    with world(recipe.num_processes, recipe.model.shard_size) as here:
+    with (
+        world(recipe.num_processes, recipe.model.shard_size) as here,
+        here.stop.on_signals(recipe.stop_within_s),
+        _told_once(here),
+    ):
         with here.agreed():
-            folder = RunFolder.open(recipe, here)
+            folder = RunFolder.open(recipe, here, launch)
+        recipe = replace(recipe, resume=folder.is_resumed)
         if all(map(folder.is_finished, recipe.stages)) and (folder.path / "report.md").is_file():
             if here.is_main:
                 print(read_text(folder.path / "report.md"))
@@ -61,6 +76,9 @@ def run(recipe: Recipe, start: float) -> None:
             inputs = load_inputs(recipe, model)
             if recipe.grpo.exact_logprobs and here.device.type != "cpu":
                 raise ValueError(f"grpo.exact_logprobs: is for a CPU; this run is on {here.device}")
+            folder.identity = run_identity(recipe, inputs.data, inputs.contexts, inputs.model_config)
+            for stage in recipe.stages:
+                refuse_another_run(folder.checkpoints(stage), folder.identity)
             # A checkpoint of another shape is told here, and not after hours.
             first = inputs.objectives.get(recipe.stages[0]) if recipe.stages else None
             head = first.head if first else None
@@ -127,6 +145,9 @@ class HeldOut:
         file = folder.path / "report.json"
         before = json.loads(read_text(file)) if file.is_file() else {}
         self.results: dict[str, dict] = before.get("held_out", {})
+        self._measured: list[str] = before.get("measured", [])
+        if "rollout" in before:
+            replica.shared.load_state_dict(before["rollout"])
         self._earlier_s = {name: before.get(name, 0.0) for name in ("wall_s", "cpu_s")}  # of a run that resumes
 
     def spent(self) -> dict[str, float]:
@@ -136,17 +157,21 @@ class HeldOut:
 
     def measure(self, name: str, learner: Learner, objective: PairObjective | None = None) -> None:
         """Measures the judge or, after a stage that trains another reward, that."""
-        if not self.pairs or name in self.results:
+        if name in self._measured:
             return
-        if objective is not None:
-            judged, votes = objective.scored(learner, self.pairs), [1]
-        else:
-            n, votes = self.recipe.eval.num_judgments, self.recipe.eval.votes
-            judged = self.replica.judge(learner, self.pairs, n, f"held-out, {name}")
-        self.results[name] = summary(judged, votes)
+        if self.pairs:
+            if objective is not None:
+                judged, votes = objective.scored(learner, self.pairs), [1]
+            else:
+                n, votes = self.recipe.eval.num_judgments, self.recipe.eval.votes
+                judged = self.replica.judge(learner, self.pairs, n, f"held-out, {name}")
+            self.results[name] = summary(judged, votes)
+        self._measured.append(name)
         if self.folder.is_writer:
-            write_judgments(self.folder.path / "judgments" / f"{name}.jsonl", judged)
-            report = {"held_out": self.results, **self.spent(), "machine": machine()}
+            if self.pairs:
+                write_judgments(self.folder.path / "judgments" / f"{name}.jsonl", judged)
+            report = {"held_out": self.results, "measured": self._measured, **self.spent(), "machine": machine()}
+            report["rollout"] = self.replica.shared.state_dict()  # with which a stage without checkpoint begins
             write_text(self.folder.path / "report.json", json.dumps(report, indent=1))
 
 
@@ -166,6 +191,23 @@ def _report(recipe: Recipe, folder: RunFolder, held_out: HeldOut, model: str, he
     text = "\n".join(parts) + "\n"
     write_text(folder.path / "report.md", text)  # last: with it, the run is complete
     print("\n" + text)
+
+
+@contextmanager
+def _told_once(here: World) -> Iterator[None]:
+    """All ranks halt and leave together; one of them tells."""
+    try:
+        yield
+    except (Halt, Leaving) as ending:
+        if not here.is_main:
+            here.gather(None)  # the line is out
+            raise SystemExit(getattr(ending, "status", 1)) from None
+        if isinstance(ending, Halt):
+            tell(ending)
+        else:
+            print(ending, file=sys.stderr, flush=True)
+        here.gather(None)
+        raise SystemExit(getattr(ending, "status", 1)) from None
 
 
 @contextmanager

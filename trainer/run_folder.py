@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,51 +15,60 @@ import torch
 from patarm_core.recipe import read_recipe, to_toml
 from trainer.config import Recipe
 from trainer.distributed import World
+from trainer.launch import Launch
 from trainer.text_files import read_records, record_line, write_text
 
 # What changes no result, beyond rounding.
 _MAY_CHANGE = {
     "out", "resume", "num_processes", "activation_checkpointing", "max_rows", "tokens_per_micro_batch",
-    "checkpoint_every", "reduce_each_micro_batch",
+    "checkpoint_every", "checkpoint_keep", "stop_within_s", "reduce_each_micro_batch", "shard_size", "cpu_offload",
 }  # fmt: skip
 _MAY_CHANGE_TABLES = ("watch", "log")
 STEP_LOGS = ("metrics.jsonl", "samples.jsonl", "warnings.jsonl")  # lines that name their stage and step
+_LAUNCH = "launch.json"
 
 
 class RunFolder:
     """Paths and append-only logs of one run."""
 
-    def __init__(self, path: Path, is_writer: bool) -> None:
-        self.path, self.is_writer = path, is_writer
+    def __init__(self, path: Path, is_writer: bool, is_resumed: bool = False, launch: Launch | None = None) -> None:
+        self.path, self.is_writer, self.is_resumed = path, is_writer, is_resumed
+        self.identity: dict = {}  # of the run, for its checkpoints (trainer/identity.py)
+        self._launch = launch or Launch("", False)
 
     @classmethod
-    def open(cls, recipe: Recipe, world: World) -> RunFolder:
+    def open(cls, recipe: Recipe, world: World, launch: Launch | None = None) -> RunFolder:
         """The folder `recipe.out`, or `out-2`, `out-3`, … if that is taken; of a run that resumes, always `out`.
 
-        Nothing is made yet, so that a mistake found before `create` leaves nothing behind.
+        When torchrun starts the processes anew after one of them has died, it is the folder that the same launch made
+        before, and the run is resumed if it has begun. Nothing is made yet, so that a mistake found before `create`
+        leaves nothing behind.
 
         Raises:
             ValueError: `resume` is set and there is no run to go on with, or it was started with another recipe.
         """
-        path, number, problem = Path(recipe.out), 1, None
+        path, is_resumed, problem = Path(recipe.out), recipe.resume, None
         if world.is_main:
             try:
-                if recipe.resume:
+                if not is_resumed:
+                    taken, path = _folders(recipe.out)
+                    if launch is not None and launch.is_restart and (ours := _made_by(launch, taken)):
+                        path, is_resumed = ours, True
+                if is_resumed:
                     problem = _obstacle(path / "recipe.toml", recipe)
-                while not recipe.resume and path.exists() and not (path.is_dir() and not any(path.iterdir())):
-                    number += 1
-                    path = Path(f"{recipe.out}-{number}")
             except (ValueError, OSError) as error:  # a recipe cut short or of an older version; what cannot be read
-                problem = f"{path}: cannot be {'resumed' if recipe.resume else 'used'}: {error}"
-        path, problem = world.gather((path, problem))[0]
+                problem = f"{path}: cannot be {'resumed' if is_resumed else 'used'}: {error}"
+        path, is_resumed, problem = world.gather((path, is_resumed, problem))[0]
         if problem:
             raise ValueError(problem)
-        return cls(path, world.is_main)
+        return cls(path, world.is_main, is_resumed, launch)
 
     def create(self, recipe: Recipe) -> None:
-        """Makes the folder of a new run."""
-        if self.is_writer and not recipe.resume:
+        """Makes the folder of a new run; the recipe comes last, and with it there is something to resume."""
+        if self.is_writer and not self.is_resumed:
             self.path.mkdir(parents=True, exist_ok=True)
+            if self._launch.id:
+                write_text(self.path / _LAUNCH, json.dumps({"launch": self._launch.id}))
             write_text(self.path / "recipe.toml", to_toml(recipe))
 
     def model(self, name: str) -> Path:
@@ -73,6 +84,13 @@ class RunFolder:
         if self.is_writer and records:
             with open(self.path / file, "a", encoding="utf-8") as log:
                 log.write("".join(map(record_line, records)))
+
+    def sync(self) -> None:
+        """Waits until the logs are on disk: a checkpoint may not be newer than they are."""
+        for file in STEP_LOGS if self.is_writer else ():
+            if (self.path / file).is_file():
+                with open(self.path / file, "rb") as log:
+                    os.fsync(log.fileno())
 
     def records(self, file: str) -> list[dict]:
         return read_records(self.path / file)
@@ -91,21 +109,54 @@ def _obstacle(file: Path, recipe: Recipe) -> str | None:
     """Why the run of this recipe file cannot be gone on with, if so."""
     if not file.is_file():
         return f"{file.parent}: there is no run to resume (no {file.name})"
-    began = _flat(read_recipe(Recipe, [(str(file), file.read_text(encoding="utf-8"))]))
-    for key, value in _flat(recipe).items():
-        may_change = key.rpartition(".")[2] in _MAY_CHANGE or key.partition(".")[0] in _MAY_CHANGE_TABLES
-        if value != began[key] and not may_change:
+    began = settings_that_matter(read_recipe(Recipe, [(str(file), file.read_text(encoding="utf-8"))]))
+    for key, value in settings_that_matter(recipe).items():
+        if value != began[key]:
             return f"{file}: {key}: the run began with {began[key]!r}, not with {value!r}; start a new one to change it"
     return None
 
 
+def settings_that_matter(recipe: Recipe) -> dict[str, object]:
+    """Values by dotted key, less those that change no result."""
+    return {
+        key: value
+        for key, value in _flat(recipe).items()
+        if key.rpartition(".")[2] not in _MAY_CHANGE and key.partition(".")[0] not in _MAY_CHANGE_TABLES
+    }
+
+
 def _flat(recipe: object, prefix: str = "") -> dict[str, object]:
-    """Values by dotted key."""
     flat = {}
     for field in fields(recipe):
         value = getattr(recipe, field.name)
         flat |= _flat(value, f"{prefix}{field.name}.") if is_dataclass(value) else {prefix + field.name: value}
     return flat
+
+
+def _folders(out: str) -> tuple[list[Path], Path]:
+    """(those of `out`, `out-2`, … that are taken, the first that is not).
+
+    What a run has left that was killed before it wrote its recipe takes no folder.
+    """
+    taken, path = [], Path(out)
+    while path.exists() and not (path.is_dir() and all(_is_unbegun(file) for file in path.iterdir())):
+        taken.append(path)
+        path = Path(f"{out}-{len(taken) + 1}")
+    return taken, path
+
+
+def _is_unbegun(file: Path) -> bool:
+    return file.name in (_LAUNCH, _LAUNCH + ".partial", "recipe.toml.partial")
+
+
+def _made_by(launch: Launch, folders: list[Path]) -> Path | None:
+    """The last of the folders that this launch made and began a run in."""
+    for path in reversed(folders):
+        file = path / _LAUNCH
+        has_begun = file.is_file() and (path / "recipe.toml").is_file()
+        if has_begun and json.loads(file.read_text(encoding="utf-8")) == {"launch": launch.id}:
+            return path
+    return None
 
 
 class Stopwatch:

@@ -49,7 +49,7 @@ def run_sft(
     config, world = recipe.sft, replica.world
     sampler = PairRandomSampler(len(leaves), config.rows_per_step, recipe.seed)
     learner = Learner(model, recipe.model, config.optim, count_steps(config, sampler), world)
-    for step in run_steps(STAGE, config, sampler, learner, folder, replica, dev, recipe):
+    for step in run_steps(STAGE, config, sampler, learner, folder, replica, dev, recipe, {"rollout": replica.shared}):
         with step.watch.phase("step_s"):
             trees = [[leaves[i]] for i in sampler.global_step(step.index)]
             share = [trees[i] for i in my_share(trees, learner.decoder.config, recipe.model.layout, world)]

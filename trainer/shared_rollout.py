@@ -53,6 +53,13 @@ class SharedRollout:
         self._tokens: Counter[str] = Counter()  # of all completions so far, on all ranks, by task
         self._completions: Counter[str] = Counter()
 
+    def state_dict(self) -> dict:
+        """What later orders of pairs depend on (trainer/checkpoint.py: `Stateful`)."""
+        return {"tokens": dict(self._tokens), "completions": dict(self._completions)}
+
+    def load_state_dict(self, state: dict) -> None:
+        self._tokens, self._completions = Counter(state["tokens"]), Counter(state["completions"])
+
     def draw(
         self,
         engine: Engine,
@@ -87,6 +94,10 @@ class SharedRollout:
                     tokens[pairs[i].task] += sum(len(c.token_ids) for side in sides for c in side)
                     completions[pairs[i].task] += 2 * sampling.n
                     bar.update(2 * sampling.n)
+                    if world.stop.is_requested and world.stop.on_pause is not None:
+                        if queue is not None:
+                            queue.close()  # nobody begins another pair; `wait` leaves
+                        break
         except BaseException:
             if queue is not None:
                 queue.close()  # the job is about to end; nobody begins another pair
@@ -104,6 +115,7 @@ class SharedRollout:
             raise
         if drawn.queue is not None and self.world.is_main:
             drawn.queue.remove()
+        self.world.pause()
         for _, _, tokens, completions in done:
             self._tokens += tokens
             self._completions += completions

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 from typing import Protocol
 
 from tqdm import tqdm, trange
 
 from patarm_core.pairs import Pair
 from patarm_core.sampling import PairRandomSampler
-from trainer.checkpoint import load_checkpoint_, put_in_place, write_checkpoint_aside
+from trainer.checkpoint import Stateful, checkpoints, restore_
+from trainer.checkpoint_writer import CheckpointWriter
 from trainer.config import BtConfig, GrpoConfig, Recipe, SftConfig
 from trainer.early_stop import best, dev_measurements, has_stalled
 from trainer.learner import Learner
 from trainer.run_folder import RunFolder, Stopwatch
+from trainer.skipped import save_evidence
 from trainer.stage_log import StageLog
 
 
@@ -49,24 +54,41 @@ def run_steps(
     measures: Measures,
     dev: Sequence[Pair],
     recipe: Recipe,
+    state: Mapping[str, Stateful] | None = None,
 ) -> Iterator[Step]:
     """Yields the steps that are left; when the body of one is done, measures, logs and saves it.
 
-    The last step is the one that the recipe counts to, or the one whose dev measurement ends the stage early.
+    The last step is the one that the recipe counts to, or the one whose dev measurement ends the stage early. A
+    checkpoint is written behind the steps that follow it. A run that is asked to end (SIGTERM) saves the boundary that
+    it is at: the end of a step, or its beginning as long as no weight has changed.
+
+    Args:
+        state: what the stage remembers from step to step beside the weights; it is saved and restored with them.
+
+    Raises:
+        Leaving: the run was asked to end; it can be resumed.
+        Halt: a checkpoint could not be written.
     """
-    world, num_steps = learner.world, count_steps(config, sampler)
-    first = load_checkpoint_(folder.checkpoints(stage), learner) if recipe.resume else 0
-    with StageLog(stage, first, recipe, folder, world) as log:
+    world, num_steps, place = learner.world, count_steps(config, sampler), folder.checkpoints(stage)
+    spans = {"skipped": learner.skipped, **(state or {})}
+    first = restore_(place, learner, spans, world) if recipe.resume else 0
+    with (
+        StageLog(stage, first, recipe, folder, world) as log,
+        CheckpointWriter(place, folder.identity, config.checkpoint_keep, world) as writer,
+    ):
         measured = dev_measurements(log.past)
         if has_stalled(measured, config.patience, config.min_delta):
             return  # the checkpoint is of the step that ended the stage
+        boundary = _json(spans)
         bar = trange(first, num_steps, initial=first, total=num_steps, desc=stage, disable=not world.is_main)
         for index in bar:
-            step = Step(index, Stopwatch(world.device))
-            yield step
-            done = index + 1
+            step, done = Step(index, Stopwatch(world.device)), index + 1
             is_last = done == num_steps
             told = []
+            leave = partial(_leave_if_asked, writer, learner, index, learner.num_updates, boundary)
+            learner.skipped.save = partial(_save_evidence, folder, stage, done)
+            with world.stop.paused_by(leave):
+                yield step
             if config.dev_every and (done % config.dev_every == 0 or is_last):
                 with step.watch.phase("dev_s"):
                     step.metrics |= measures.measure(learner, dev)
@@ -77,16 +99,43 @@ def run_steps(
                         f"{stage}: stops after step {done} of {num_steps}, {config.patience} dev measurements without "
                         f"a gain; the best accuracy, {top.accuracy:.1%}, was after step {top.step}"
                     )
-            is_checkpoint = is_last or (config.checkpoint_every and done % config.checkpoint_every == 0)
-            if is_checkpoint:
+            boundary, is_leaving = _json(spans), world.is_any(world.stop.is_requested)
+            is_due = is_last or (config.checkpoint_every and done % config.checkpoint_every == 0)
+            if is_due or is_leaving:
                 with step.watch.phase("checkpoint_s"):
-                    write_checkpoint_aside(folder.checkpoints(stage), learner, done, world)
+                    snapshot = writer.snapshot(learner, done, boundary, step.metrics.get("dev_accuracy"))
             told += log.write(done, step.metrics | step.watch.seconds, step.samples)
             bar.set_postfix_str(step.note, refresh=False)
             if world.is_main:
                 for line in told:
                     tqdm.write(line, file=sys.stderr)
-            if is_checkpoint:  # after the log, which a run that resumes cuts back to the checkpoint
-                put_in_place(folder.checkpoints(stage), done, world)
+            if is_due or is_leaving:  # after the log, which a run that resumes cuts back to the checkpoint
+                folder.sync()
+                writer.start(snapshot)
+            if is_last or is_leaving:
+                writer.wait()
+            if is_leaving:
+                raise world.stop.leaving(f"{place.name} goes on after step {done}")
             if is_last:
                 return
+
+
+def _leave_if_asked(writer: CheckpointWriter, learner: Learner, done: int, num_updates: int, boundary: str) -> None:
+    """At a pause within a step: saves the boundary before it, after `done` steps, unless a weight has changed since."""
+    world = learner.world
+    if not world.is_any(world.stop.is_requested) or learner.num_updates != num_updates:
+        return
+    writer.wait()
+    if not writer.has(done):
+        writer.start(writer.snapshot(learner, done, boundary))
+        writer.wait()
+    raise world.stop.leaving(f"{writer.folder.name} goes on after step {done}")
+
+
+def _json(spans: Mapping[str, Stateful]) -> str:
+    return json.dumps({name: part.state_dict() for name, part in spans.items()})
+
+
+def _save_evidence(folder: RunFolder, stage: str, step: int, evidence: dict) -> Path:
+    before = [path for _, path in checkpoints(folder.checkpoints(stage))]
+    return save_evidence(folder, stage, step, before[-1] if before else None, evidence)

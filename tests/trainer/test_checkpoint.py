@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -9,12 +10,14 @@ import torch
 import torch.distributed.checkpoint as dcp
 
 from rollout.weights import full_tensors
-from tests.tiny_runs import arguments, groups, records, settings
-from trainer.checkpoint import load_checkpoint_, put_in_place, write_checkpoint_aside
+from tests.tiny_runs import arguments, groups, records, save_checkpoint, settings
+from trainer.checkpoint import best_checkpoint, checkpoints, restore_
+from trainer.checkpoint_writer import CheckpointWriter
 from trainer.config import GrpoConfig, ModelConfig, OptimConfig
 from trainer.grpo import VALUES, policy_loss
 from trainer.learner import Learner
 from trainer.main import main
+from trainer.mistakes import Halt
 from trainer.run_folder import RunFolder
 
 OPTIM = OptimConfig(lr=1e-3, schedule="cosine", warmup_steps=2, weight_decay=0.01)
@@ -25,10 +28,16 @@ class Pulled(Exception):
     """The plug."""
 
 
-def save_checkpoint(folder, learner, step, world):
-    """Both halves, as a stage runs them around its log."""
-    write_checkpoint_aside(folder, learner, step, world)
-    put_in_place(folder, step, world)
+class Counter:
+    """A `Stateful` of a stage."""
+
+    count = 0
+
+    def state_dict(self):
+        return {"count": self.count}
+
+    def load_state_dict(self, state):
+        self.count = state["count"]
 
 
 def state_of(learner: Learner) -> dict[str, torch.Tensor]:
@@ -57,11 +66,12 @@ def new_learner(tiny_judge, one_process):
 def test_weights_optimiser_and_step_come_back_exactly(new_learner, one_process, tmp_path):
     learner = new_learner()
     advance(learner, range(3))
-    save_checkpoint(tmp_path, learner, 3, one_process)
-    saved = state_of(learner)
+    save_checkpoint(tmp_path, learner, 3, one_process, state={"counter": {"count": 7}})
+    saved, counter = state_of(learner), Counter()
     metrics = advance(learner, range(3, 6))
     again = new_learner()
-    assert load_checkpoint_(tmp_path, again) == 3
+    assert restore_(tmp_path, again, {"counter": counter}, one_process) == 3
+    assert counter.count == 7
     assert_equal(state_of(again), saved)
     assert again.decoder.lm_head.weight is again.decoder.embed_tokens.weight
     assert advance(again, range(3, 6)) == metrics
@@ -77,20 +87,120 @@ def test_saving_changes_nothing(new_learner, one_process, tmp_path):
     assert_equal(state_of(saving), state_of(silent))
 
 
-def test_without_a_checkpoint_nothing_is_restored(new_learner, tmp_path):
+def test_without_a_checkpoint_nothing_is_restored(new_learner, one_process, tmp_path):
     learner = new_learner()
     before = state_of(learner)
-    assert load_checkpoint_(tmp_path / "none", learner) == 0
+    assert restore_(tmp_path / "none", learner, {}, one_process) == 0
     assert_equal(state_of(learner), before)
 
 
-def test_the_newest_checkpoint_counts_and_older_ones_go(new_learner, one_process, tmp_path):
+def test_what_is_saved_is_what_was_there_when_it_was_copied(new_learner, one_process, tmp_path):
     learner = new_learner()
-    for step in (9, 10):
-        advance(learner, range(step, step + 1))
-        save_checkpoint(tmp_path, learner, step, one_process)
-    assert [path.name for path in tmp_path.iterdir()] == ["step-000010"]
-    assert load_checkpoint_(tmp_path, new_learner()) == 10
+    advance(learner, range(2))
+    saved = state_of(learner)
+    with CheckpointWriter(tmp_path, {}, 1, one_process) as writer:
+        snapshot = writer.snapshot(learner, 2, "{}")
+        advance(learner, range(2, 4))
+        writer.start(snapshot)
+        advance(learner, range(4, 5))
+        writer.wait()
+    again = new_learner()
+    assert restore_(tmp_path, again, {}, one_process) == 2
+    assert_equal(state_of(again), saved)
+
+
+def test_the_last_checkpoints_and_the_best_one_are_kept(new_learner, one_process, tmp_path):
+    learner = new_learner()
+    for step, accuracy in enumerate([0.5, 0.75, None, 0.75, 0.5, None], 7):
+        save_checkpoint(tmp_path, learner, step, one_process, keep=2, dev_accuracy=accuracy)
+    assert [step for step, _ in checkpoints(tmp_path)] == [8, 11, 12]
+    assert best_checkpoint(tmp_path).name == "step-000008"
+    assert restore_(tmp_path, new_learner(), {}, one_process) == 12
+
+
+DAMAGES = {
+    "a byte": (
+        lambda path: flip_a_byte(path / "__0_0.distcp"), "__0_0.distcp does not have the checksum it was written with"
+    ),
+    "the end": (lambda path: cut(path / "__0_0.distcp"), "__0_0.distcp has 1,000 bytes, not"),
+    "a file": (lambda path: (path / ".metadata").unlink(), ".metadata: No such file or directory"),
+    "the state": (
+        lambda path: (path / "state.json").write_text("[]"), "state.json does not have the checksum it"
+    ),
+    "the manifest": (
+        lambda path: alter(path / "manifest.json", '"step": 4', '"step": 5'),
+        "manifest.json does not have the checksum it was written with",
+    ),
+    "half the manifest": (lambda path: cut(path / "manifest.json", 99), "manifest.json cannot be read"),
+    "no manifest": (lambda path: (path / "manifest.json").unlink(), "has no manifest.json: it was not finished"),
+}  # fmt: skip
+
+
+def flip_a_byte(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+def cut(file: Path, size: int = 1000) -> None:
+    file.write_bytes(file.read_bytes()[:size])
+
+
+def alter(file: Path, old: str, new: str) -> None:
+    text = file.read_text()
+    assert text.count(old) == 1
+    file.write_text(text.replace(old, new))
+
+
+@pytest.mark.parametrize("what", DAMAGES)
+def test_a_damaged_checkpoint_is_refused_by_name_and_the_one_before_is_used(
+    new_learner, one_process, tmp_path, capsys, what
+):
+    damage, told = DAMAGES[what]
+    learner = new_learner()
+    advance(learner, range(2))
+    save_checkpoint(tmp_path, learner, 2, one_process, keep=2)
+    saved = state_of(learner)
+    advance(learner, range(2, 4))
+    save_checkpoint(tmp_path, learner, 4, one_process, keep=2)
+    damage(tmp_path / "step-000004")
+    again = new_learner()
+    assert restore_(tmp_path, again, {}, one_process) == 2
+    assert_equal(state_of(again), saved)
+    warning = capsys.readouterr().err
+    assert warning.startswith(f"warning: {tmp_path / 'step-000004'}: {told}")
+    assert warning.endswith("; it is not used, the stage goes on from step-000002\n")
+    assert warning.count("\n") == 1
+    # It takes no place among those that are kept, and is told once.
+    save_checkpoint(tmp_path, learner, 3, one_process, keep=1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000003", "step-000004.refused"]
+    assert restore_(tmp_path, again, {}, one_process) == 3
+    assert capsys.readouterr().err == ""
+
+
+def test_a_checkpoint_that_cannot_be_written_is_one_line(new_learner, one_process, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(Halt, match=r"file: a checkpoint could not be written: .*directory"):
+        save_checkpoint(tmp_path / "file", new_learner(), 1, one_process)
+
+
+def test_two_checkpoints_are_never_written_at_once(new_learner, one_process, tmp_path, monkeypatch):
+    learner, running, most = new_learner(), [], []
+    save = dcp.save
+
+    def slow(*args, **kwargs):
+        running.append(1)
+        most.append(len(running))
+        time.sleep(0.1)
+        save(*args, **kwargs)
+        running.pop()
+
+    monkeypatch.setattr(dcp, "save", slow)
+    with CheckpointWriter(tmp_path, {}, 3, one_process) as writer:
+        for step in (1, 2, 3):
+            writer.start(writer.snapshot(learner, step, "{}"))
+    assert most == [1, 1, 1]
+    assert [step for step, _ in checkpoints(tmp_path)] == [1, 2, 3]
 
 
 def test_a_save_that_was_interrupted_is_ignored_and_made_again(new_learner, one_process, tmp_path, monkeypatch):
@@ -100,22 +210,22 @@ def test_a_save_that_was_interrupted_is_ignored_and_made_again(new_learner, one_
     saved = state_of(learner)
     advance(learner, range(1, 2))
 
-    def half(state, checkpoint_id):
+    def half(state, checkpoint_id, **options):
         Path(checkpoint_id).mkdir()
         (Path(checkpoint_id) / "__0_0.distcp").write_bytes(b"half a file")
         raise Pulled
 
     with monkeypatch.context() as patch:
         patch.setattr(dcp, "save", half)
-        with pytest.raises(Pulled):
+        with pytest.raises(Halt):
             save_checkpoint(tmp_path, learner, 2, one_process)
     again = new_learner()
-    assert load_checkpoint_(tmp_path, again) == 1
+    assert restore_(tmp_path, again, {}, one_process) == 1
     assert_equal(state_of(again), saved)
     (tmp_path / "step-000007.partial").mkdir()  # of an attempt at another step
     save_checkpoint(tmp_path, learner, 2, one_process)
     assert [path.name for path in tmp_path.iterdir()] == ["step-000002"]
-    assert load_checkpoint_(tmp_path, again) == 2
+    assert restore_(tmp_path, again, {}, one_process) == 2
     assert_equal(state_of(again), state_of(learner))
 
 
@@ -200,6 +310,7 @@ def test_a_run_interrupted_between_stages_goes_on_with_the_next(run_settings, un
         shutil.rmtree(tmp_path / "run" / folder)
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     report["held_out"].pop("grpo")
+    report["measured"].remove("grpo")
     (tmp_path / "run" / "report.json").write_text(json.dumps(report))
     assert main(arguments(job | {"resume": True})) == 0
     assert_same_run(tmp_path / "run", uninterrupted)

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from rollout.weights import full_tensors
-from tests.tiny_runs import groups
-from trainer.checkpoint import load_checkpoint_, put_in_place, write_checkpoint_aside
+from tests.tiny_runs import groups, save_checkpoint
+from trainer.checkpoint import restore_
 from trainer.config import GrpoConfig, ModelConfig, OptimConfig
 from trainer.grpo import VALUES, policy_loss
 from trainer.learner import Learner
@@ -51,10 +51,9 @@ def test_it_is_adamw_to_the_bit(new_learner):
 def test_a_checkpoint_does_not_know_where_the_moments_were(new_learner, one_process, tmp_path, saved_by, loaded_by):
     learner = new_learner(saved_by)
     advance(learner, range(3))
-    write_checkpoint_aside(tmp_path, learner, 3, one_process)
-    put_in_place(tmp_path, 3, one_process)
+    save_checkpoint(tmp_path, learner, 3, one_process)
     again = new_learner(loaded_by)
-    assert load_checkpoint_(tmp_path, again) == 3
+    assert restore_(tmp_path, again, {}, one_process) == 3
     assert all_equal(moments(again), moments(learner))
     ends = [list(advance(it, range(3, 5)).values()) for it in (learner, again)]
     assert all_equal(*ends)

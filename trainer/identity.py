@@ -1,0 +1,72 @@
+"""Whose run a checkpoint belongs to: the model's shapes, the tokenizer, the recipe and the data it was trained on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from patarm_core.pairs import judgment_to_json, pair_to_json
+from rollout.contexts import ContextBuilder
+from rollout.decoder import Decoder, DecoderConfig
+from trainer.config import Recipe
+from trainer.data import RunData
+from trainer.run_folder import settings_that_matter
+
+_PROBE = "<think>It's 12.5 times\n\n\tas good: naïve, 好, 👍</think> <answer>8</answer>"
+
+
+def run_identity(recipe: Recipe, data: RunData, contexts: ContextBuilder, model: DecoderConfig) -> dict:
+    """JSON that two processes of one run have in common, whatever their number, and that other runs do not."""
+    rows = [judgment_to_json(row) for row in data.judgments]
+    rows += [pair_to_json(pair) for pairs in (data.pairs, data.dev) for pair in pairs]
+    identity = {
+        "shapes": _shapes(model),
+        "tokenizer": _tokenizer_hash(contexts.tokenizer),
+        "data": _sha256([*rows, repr(contexts.book)]),
+        "recipe": settings_that_matter(recipe),
+    }
+    return json.loads(json.dumps(identity))  # tuples are lists there
+
+
+def difference(saved: dict, now: dict) -> str | None:
+    """One line about what is not the same, if anything."""
+    for name in sorted(saved["shapes"].keys() | now["shapes"].keys()):
+        before, after = saved["shapes"].get(name), now["shapes"].get(name)
+        if before != after:
+            return f"{name} has {_shape(before)} there and {_shape(after)} in this run's model"
+    if saved["tokenizer"] != now["tokenizer"]:
+        return "it was trained with another tokenizer than this run's"
+    for key, value in now["recipe"].items():
+        if saved["recipe"].get(key, value) != value:  # a setting that is newer than the checkpoint is at its default
+            return f"{key} was {saved['recipe'][key]!r} there and is {value!r} in this run"
+    if saved["data"] != now["data"]:
+        return "it was trained with other data (judgments, pairs, dev pairs or rubrics) than this run's"
+    return None
+
+
+def _shapes(config: DecoderConfig) -> dict[str, list[int]]:
+    """Of the master weights, which are float32 throughout."""
+    with torch.device("meta"):
+        decoder = Decoder(config)
+    return {name: list(parameter.shape) for name, parameter in decoder.named_parameters()}
+
+
+def _shape(shape: list[int] | None) -> str:
+    return "no place" if shape is None else f"shape {shape}"
+
+
+def _tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
+    probe = tokenizer.encode(_PROBE, add_special_tokens=False)
+    vocabulary = [f"{token} {index}" for token, index in sorted(tokenizer.get_vocab().items())]
+    return _sha256([*vocabulary, str(probe), str(tokenizer.eos_token_id), tokenizer.chat_template or ""])
+
+
+def _sha256(lines: Iterable[str]) -> str:
+    digest = hashlib.sha256()
+    for line in lines:
+        digest.update(line.encode() + b"\n")
+    return digest.hexdigest()
