@@ -74,15 +74,21 @@ def restore_(folder: Path, learner: Learner, state: Mapping[str, Stateful], worl
     if world.is_main and manifest["num_processes"] != world.size:
         number = manifest["num_processes"]
         print(f"{path.name} is of {number} processes, here are {world.size}: the same to rounding, not to the bit")
-    model, optimizer = get_state_dict(learner.decoder, learner.optimizer)
-    dcp.load({"model": model, "optimizer": optimizer}, checkpoint_id=str(path))
-    set_state_dict(learner.decoder, learner.optimizer, model_state_dict=model, optim_state_dict=optimizer)
+    _load_(path, learner)
     saved = json.loads((path / STATE).read_text(encoding="utf-8"))
     if saved.keys() != state.keys():
         raise Halt(f"{path / STATE}: has {', '.join(saved)}; this version of the program needs {', '.join(state)}")
     for name, part in state.items():
         part.load_state_dict(saved[name])
     return step
+
+
+def restore_weights_(folder: Path, step: int, learner: Learner, world: World) -> None:
+    """Weights and optimiser as they were after `step` steps; Halt if that checkpoint is not whole."""
+    path = path_of(folder, step)
+    for problem in filter(None, world.gather(_damage(path, world))):
+        raise Halt(f"{problem}; it holds the weights that the stage is to leave")
+    _load_(path, learner)
 
 
 def refuse_another_run(folder: Path, identity: dict) -> None:
@@ -166,6 +172,12 @@ def write_durably(file: Path, text: str) -> None:
         stream.write(text)
         stream.flush()
         os.fsync(stream.fileno())
+
+
+def _load_(path: Path, learner: Learner) -> None:
+    model, optimizer = get_state_dict(learner.decoder, learner.optimizer)
+    dcp.load({"model": model, "optimizer": optimizer}, checkpoint_id=str(path))
+    set_state_dict(learner.decoder, learner.optimizer, model_state_dict=model, optim_state_dict=optimizer)
 
 
 def _newest(folder: Path, world: World) -> tuple[int, Path | None, list[str]]:

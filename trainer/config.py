@@ -25,9 +25,11 @@ def _is_at_least(least: float) -> Callable[[float], bool]:
     return lambda value: least <= value < math.inf
 
 
-def _check_patience(config: SftConfig | GrpoConfig | BtConfig) -> None:
+def _check_dev(config: SftConfig | GrpoConfig | BtConfig) -> None:
     if config.patience and not config.dev_every:
         raise ValueError(f"patience={config.patience} counts dev measurements; dev_every=0 makes none")
+    if config.keep == "best" and not config.dev_every:
+        raise ValueError('keep="best" goes by dev measurements; dev_every=0 makes none')
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -123,8 +125,10 @@ class SftConfig:
     # The stage ends once `patience` dev measurements in a row bring no gain in accuracy above min_delta; 0: never
     patience: int = 0
     min_delta: float = 0.0
-    # Checkpoints that are kept: the last ones, and beside them that of the best dev accuracy (where `dev_every` and
-    # `checkpoint_every` meet). With 2, there is another one if the last cannot be read.
+    # Whose weights the stage leaves. With "best", that of the highest dev accuracy so far is saved when it is measured.
+    keep: Literal["last", "best"] = "last"
+    # Checkpoints that are kept: the last ones, and beside them that of the best dev accuracy (unless `keep = "best"`,
+    # where `dev_every` and `checkpoint_every` meet). With 2, there is another one if the last cannot be read.
     checkpoint_keep: int = 2
     optim: OptimConfig = OptimConfig(lr=1.5e-6, final_lr=1.5e-7)  # table 7, 8B
 
@@ -133,7 +137,7 @@ class SftConfig:
         _check(
             self, _is_at_least(1), "at least 1", "epochs", "rows_per_step", "tokens_per_micro_batch", "checkpoint_keep"
         )
-        _check_patience(self)
+        _check_dev(self)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -191,6 +195,7 @@ class GrpoConfig:
     checkpoint_every: int = 0
     patience: int = 0  # as in SftConfig
     min_delta: float = 0.0
+    keep: Literal["last", "best"] = "last"
     checkpoint_keep: int = 2
     num_sample_pairs: int = 2  # pairs a step whose judgments are written to samples.jsonl
     optim: OptimConfig = OptimConfig(lr=5e-7, schedule="constant")  # table 7, 8B
@@ -204,7 +209,7 @@ class GrpoConfig:
             self, _is_at_least(1), "at least 1", "epochs", "pairs_per_step", "inner_epochs", "tokens_per_micro_batch",
             "checkpoint_keep",
         )  # fmt: skip
-        _check_patience(self)
+        _check_dev(self)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -220,6 +225,7 @@ class BtConfig:
     checkpoint_keep: int = 2  # as in SftConfig
     patience: int = 0  # as in SftConfig
     min_delta: float = 0.0
+    keep: Literal["last", "best"] = "last"
     # Rate, epoch and cosine of RLHF Workflow's reward model (arXiv:2405.07863), its warm-up of 3 % in steps.
     optim: OptimConfig = OptimConfig(lr=2e-6, schedule="cosine", warmup_steps=5)
 
@@ -228,7 +234,7 @@ class BtConfig:
         _check(
             self, _is_at_least(1), "at least 1", "epochs", "pairs_per_step", "tokens_per_micro_batch", "checkpoint_keep"
         )
-        _check_patience(self)
+        _check_dev(self)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -14,7 +14,7 @@ from tqdm import tqdm, trange
 
 from patarm_core.pairs import Pair
 from patarm_core.sampling import PairRandomSampler
-from trainer.checkpoint import Stateful, checkpoints, restore_
+from trainer.checkpoint import Stateful, checkpoints, restore_, restore_weights_
 from trainer.checkpoint_writer import CheckpointWriter
 from trainer.config import BtConfig, GrpoConfig, Recipe, SftConfig
 from trainer.early_stop import best, dev_measurements, has_stalled
@@ -58,9 +58,10 @@ def run_steps(
 ) -> Iterator[Step]:
     """Yields the steps that are left; when the body of one is done, measures, logs and saves it.
 
-    The last step is the one that the recipe counts to, or the one whose dev measurement ends the stage early. A
-    checkpoint is written behind the steps that follow it. A run that is asked to end (SIGTERM) saves the boundary that
-    it is at: the end of a step, or its beginning as long as no weight has changed.
+    The last step is the one that the recipe counts to, or the one whose dev measurement ends the stage early. With
+    `keep = "best"` the learner has the weights of the best dev accuracy in the end. A checkpoint is written behind the
+    steps that follow it. A run that is asked to end (SIGTERM) saves the boundary that it is at: the end of a step, or
+    its beginning as long as no weight has changed.
 
     Args:
         state: what the stage remembers from step to step beside the weights; it is saved and restored with them.
@@ -77,13 +78,13 @@ def run_steps(
         CheckpointWriter(place, folder.identity, config.checkpoint_keep, world) as writer,
     ):
         measured = dev_measurements(log.past)
-        if has_stalled(measured, config.patience, config.min_delta):
-            return  # the checkpoint is of the step that ended the stage
+        # If it has, the checkpoint is of the step that ended the stage.
+        end = first if has_stalled(measured, config.patience, config.min_delta) else num_steps
         boundary = _json(spans)
-        bar = trange(first, num_steps, initial=first, total=num_steps, desc=stage, disable=not world.is_main)
+        bar = trange(first, end, initial=first, total=num_steps, desc=stage, disable=not world.is_main)
         for index in bar:
             step, done = Step(index, Stopwatch(world.device)), index + 1
-            is_last = done == num_steps
+            is_last, is_best = done == num_steps, False
             told = []
             leave = partial(_leave_if_asked, writer, learner, index, learner.num_updates, boundary)
             learner.skipped.save = partial(_save_evidence, folder, stage, done)
@@ -93,6 +94,7 @@ def run_steps(
                 with step.watch.phase("dev_s"):
                     step.metrics |= measures.measure(learner, dev)
                 measured += dev_measurements([{"step": done, **step.metrics}])
+                is_best = config.keep == "best" and best(measured).step == done
                 if not is_last and has_stalled(measured, config.patience, config.min_delta):
                     is_last, top = True, best(measured)
                     told.append(
@@ -100,7 +102,7 @@ def run_steps(
                         f"a gain; the best accuracy, {top.accuracy:.1%}, was after step {top.step}"
                     )
             boundary, is_leaving = _json(spans), world.is_any(world.stop.is_requested)
-            is_due = is_last or (config.checkpoint_every and done % config.checkpoint_every == 0)
+            is_due = is_last or is_best or (config.checkpoint_every and done % config.checkpoint_every == 0)
             if is_due or is_leaving:
                 with step.watch.phase("checkpoint_s"):
                     snapshot = writer.snapshot(learner, done, boundary, step.metrics.get("dev_accuracy"))
@@ -117,7 +119,12 @@ def run_steps(
             if is_leaving:
                 raise world.stop.leaving(f"{place.name} goes on after step {done}")
             if is_last:
-                return
+                break
+        if config.keep == "best":
+            top = best(measured)
+            restore_weights_(place, top.step, learner, world)
+            if world.is_main:
+                print(f"{stage}: leaves the weights after step {top.step}, the best accuracy: {top.accuracy:.1%}")
 
 
 def _leave_if_asked(writer: CheckpointWriter, learner: Learner, done: int, num_updates: int, boundary: str) -> None:

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.tiny_runs import arguments, records, settings
+from trainer import stage
 from trainer.config import GrpoConfig, SftConfig
 from trainer.early_stop import Measured, best, dev_measurements, has_stalled
 from trainer.main import main
@@ -49,9 +50,11 @@ def test_steps_without_a_measurement_are_passed_over():
 
 
 @pytest.mark.parametrize("config", [SftConfig, GrpoConfig])
-def test_patience_needs_measurements(config):
+def test_patience_and_the_best_need_measurements(config):
     with pytest.raises(ValueError, match="patience=2 counts dev measurements; dev_every=0 makes none"):
         config(patience=2)
+    with pytest.raises(ValueError, match='keep="best" goes by dev measurements; dev_every=0 makes none'):
+        config(keep="best")
 
 
 @pytest.fixture
@@ -118,3 +121,58 @@ def test_measurements_of_before_the_resumption_count(tiny_files, tiny_judge, tmp
             main(arguments(job))
     assert main(arguments(job | {"resume": True})) == 0
     assert [row["step"] for row in records(tmp_path / "run")] == [1, 2, 3, 4]
+
+
+def test_a_stage_leaves_its_best_weights_if_it_is_to_also_when_it_was_cut_off(
+    tiny_files, tiny_judge, tmp_path, judged_by_the_book, capsys, monkeypatch
+):
+    """Two steps with the same rate are where the six were at their best."""
+    job = settings(tiny_files) | {
+        "model.path": tiny_judge, "stages": ["sft"], "sft.optim.schedule": "constant", "sft.dev_every": 1,
+        "data.held_out": "",
+    }  # fmt: skip
+    best_job = job | {
+        "out": tmp_path / "best",
+        "sft.steps": 6,
+        "sft.patience": 2,
+        "sft.keep": "best",
+        "sft.checkpoint_keep": 1,
+    }
+
+    def pulled(*_args, **_kwargs):
+        raise RuntimeError("the plug")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("trainer.run.save_decoder", pulled)
+        with pytest.raises(RuntimeError, match="the plug"):
+            main(arguments(best_job))
+    kept = sorted(path.name for path in (tmp_path / "best" / "checkpoints" / "sft").iterdir())
+    assert kept == ["step-000002", "step-000004"]
+    capsys.readouterr()
+    assert main(arguments(best_job | {"resume": True})) == 0
+    assert "sft: leaves the weights after step 2, the best accuracy: 75.0%" in capsys.readouterr().out
+    assert judged_by_the_book == [1, 2, 3, 4]
+    assert main(arguments(job | {"out": tmp_path / "two", "sft.steps": 2})) == 0
+    files = [tmp_path / run / "models" / "sft" / "model.safetensors" for run in ("best", "two")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_best_weights_that_cannot_be_read_are_named(
+    tiny_files, tiny_judge, tmp_path, judged_by_the_book, capsys, monkeypatch
+):
+    job = settings(tiny_files) | {
+        "out": tmp_path / "run", "model.path": tiny_judge, "stages": ["sft"], "sft.steps": 4, "sft.dev_every": 1,
+        "sft.keep": "best", "data.held_out": "",
+    }  # fmt: skip
+
+    def damage(folder, step, *_args):
+        (folder / f"step-{step:06d}" / "state.json").unlink()
+        restore(folder, step, *_args)
+
+    restore = stage.restore_weights_
+    monkeypatch.setattr(stage, "restore_weights_", damage)
+    assert main(arguments(job)) != 0
+    path = tmp_path / "run" / "checkpoints" / "sft" / "step-000002"
+    told = f"{path}: state.json: No such file or directory; it holds the weights that the stage is to leave"
+    assert told in capsys.readouterr().err
+    assert not (tmp_path / "run" / "models" / "sft" / "config.json").exists()
