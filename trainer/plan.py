@@ -3,9 +3,10 @@
 `trainer/main.py --plan RECIPE.toml [key=value …]`. The formulas stand in trainer/plan_memory.py and
 trainer/plan_time.py, each beside its number.
 
-Lengths, unless told. P = 600: a judge prompt's rubrics and instructions are about 350 tokens, and RM-Bench's prompts
-are short. R = 450: RM-Bench's responses have a median of 335 tokens (chat) and 442 (code). J = 1,000: the paper's
-Table 8 takes 311 s at a limit of 1,024 tokens and 486 s at 4,096, so the mean judgment is at most 486 / 311 x 1,024.
+Lengths, unless told. P = 600: a judge prompt's rubrics and instructions are about 350 tokens (a reward model and DPO
+read none of these), and RM-Bench's prompts are short. R = 450: RM-Bench's responses have a median of 335 tokens (chat)
+and 442 (code). J = 1,000: the paper's Table 8 takes 311 s at a limit of 1,024 tokens and 486 s at 4,096, so the mean
+judgment is at most 486 / 311 x 1,024.
 """
 
 from __future__ import annotations
@@ -18,11 +19,13 @@ from typing import NoReturn
 
 from rollout.decoder import DecoderConfig
 from rollout.shapes import QWEN3, shape_named_in
-from trainer.config import Recipe
+from trainer.config import JUDGE_STAGES, Recipe
 from trainer.plan_job import GIB, GPUS, Job
 from trainer.plan_memory import ALWAYS, PHASES, host_bytes, peak, room_for_keys_and_values
 from trainer.plan_time import PAPER_S, paper_line, quantities, rows, step_s
 from trainer.tiny import small_config
+
+_INSTRUCTIONS = 350  # tokens
 
 
 class _Parser(argparse.ArgumentParser):
@@ -74,15 +77,7 @@ def plan(recipe: Recipe, options: argparse.Namespace) -> tuple[str, bool]:
         ValueError: one line about lengths or sizes that cannot be.
     """
     name, shape = _shape(recipe, options.model)
-    prompt, response, judgment = _lengths(recipe, options, shape.max_position_embeddings)
-    jobs = [
-        Job(
-            recipe=recipe, stage=stage, shape=shape, gpu=GPUS[options.gpu],
-            num_gpus=options.gpus or recipe.num_processes or 1, prompt=prompt, response=response, judgment=judgment,
-            mfu=options.mfu, bandwidth=options.bandwidth,
-        )
-        for stage in recipe.stages
-    ]  # fmt: skip
+    jobs = [_job(recipe, stage, shape, options) for stage in recipe.stages]
     lines = [line for job in jobs for line in _report(job, name)]
     return "\n".join(lines), all(map(fits, jobs))
 
@@ -105,28 +100,33 @@ def _shape(recipe: Recipe, model: str | None) -> tuple[str, DecoderConfig]:
     return named
 
 
-def _lengths(recipe: Recipe, options: argparse.Namespace, num_positions: int) -> tuple[int, int, int]:
-    """P, R and J: as told, or the defaults, shortened to what the recipe and the model let through."""
+def _job(recipe: Recipe, stage: str, shape: DecoderConfig, options: argparse.Namespace) -> Job:
+    """Lengths as told, or the defaults, shortened to what the recipe and the model let through."""
     longest, most = recipe.rollout.max_completion_tokens, recipe.prompt.max_context_tokens
     judgment = options.judgment_tokens or min(1000, longest)
     if judgment > longest:
         raise ValueError(f"--judgment-tokens {judgment} is a mean above rollout.max_completion_tokens={longest}")
-    usual = max(7, min(1050, most, num_positions - judgment))
-    prompt, response = options.prompt_tokens or usual * 4 // 7, options.response_tokens or usual * 3 // 7
+    context = max(7, min(1050, most, shape.max_position_embeddings - judgment))
+    prompt, response = options.prompt_tokens or context * 4 // 7, options.response_tokens or context * 3 // 7
     if prompt + response > most:
         raise ValueError(
             f"--prompt-tokens {prompt} and --response-tokens {response} make more than prompt.max_context_tokens={most}"
         )
-    return prompt, response, judgment
+    if stage not in JUDGE_STAGES and not options.prompt_tokens:
+        prompt = max(1, prompt - _INSTRUCTIONS)
+    return Job(
+        recipe=recipe, stage=stage, shape=replace(shape, is_scalar=stage == "bt"), gpu=GPUS[options.gpu],
+        num_gpus=options.gpus or recipe.num_processes or 1, prompt=prompt, response=response, judgment=judgment,
+        mfu=options.mfu, bandwidth=options.bandwidth,
+    )  # fmt: skip
 
 
 def _report(job: Job, name: str) -> Iterator[str]:
     yield f"{job.stage} of {name}, N = {job.N:,} parameters, on {job.num_gpus} x {job.gpu.name} (s = {job.shards})"
-    lengths = f"P {job.prompt} + R {job.response} + J {job.judgment} tokens"
-    if job.rolls_out:
-        yield f"  {job.config.pairs_per_step} pairs a step, n = {job.n}, {lengths}"
-    else:
-        yield f"  {job.config.rows_per_step} rows a step, {lengths}"
+    lengths = f"P {job.prompt} + R {job.response}{f' + J {job.judgment}' * (job.stage in JUDGE_STAGES)} tokens"
+    unit = "rows" if job.stage == "sft" else "pairs"
+    size = getattr(job.config, f"{unit}_per_step")
+    yield f"  {size} {unit} a step, {f'n = {job.recipe.rollout.num_rollouts}, ' if job.rolls_out else ''}{lengths}"
     yield from ("", "memory of one GPU, GiB")
     always = sum(quantity(job) for quantity in ALWAYS)
     for phase, quantities_ in ("always", ALWAYS), *PHASES.items():
@@ -165,7 +165,7 @@ def _line(quantity: object, number: str) -> str:
 def _help(job: Job) -> str:
     """What would bring a job nearer, with what it would then need; the first that make it fit, or else all."""
     model, config, recipe = job.recipe.model, job.config, job.recipe
-    longest = job.context + (recipe.rollout.max_completion_tokens if job.rolls_out else job.judgment)
+    longest = job.tree.context + (recipe.rollout.max_completion_tokens if job.rolls_out else job.tree.leaf)
     changes: list[tuple[str, Job]] = []
 
     def change(text: str, **stage: object) -> None:
@@ -202,7 +202,7 @@ def _help(job: Job) -> str:
 
 def _beside_the_paper(job: Job, name: str) -> Iterator[str]:
     yield "n    this estimate, s    Table 8 (16 A100s), s    5 + 30 n"
-    for n in sorted({4, 8, 16, job.n}):
+    for n in sorted({4, 8, 16, job.recipe.rollout.num_rollouts}):
         rollout = replace(job.recipe.rollout, num_rollouts=n)
         seconds = step_s(replace(job, recipe=replace(job.recipe, rollout=rollout)))
         measured = PAPER_S.get((name, n), "-")

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import ceil
 
 from rollout.decoder import DecoderConfig
-from trainer.config import GrpoConfig, Recipe, SftConfig
+from trainer.config import JUDGE_STAGES, BtConfig, GrpoConfig, Recipe, SftConfig
 
 GIB = 2**30
 BF16, FP32 = 2, 4  # bytes
@@ -38,6 +37,43 @@ GPUS = {
 GPUS_PER_NODE = 8
 
 
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """Tokens that are trained on together (trainer/token_tree.py): a trunk, equal branches, equal leaves on each."""
+
+    trunk: int
+    num_branches: int
+    branch: int
+    per_branch: int  # leaves
+    leaf: int
+    loss: int  # tokens of a leaf that the loss reads
+
+    @property
+    def num_leaves(self) -> int:
+        return self.num_branches * self.per_branch
+
+    @property
+    def context(self) -> int:
+        """Of one leaf."""
+        return self.trunk + self.branch
+
+    @property
+    def contexts(self) -> int:
+        """Of all leaves, what they share counted once."""
+        return self.trunk + self.num_branches * self.branch
+
+    def num_tokens_in_parts(self, most: int) -> int:
+        """Of parts of at most `most` tokens, as many leaves in each as fit, with their contexts (TokenTree.split)."""
+        total = length = branch = 0
+        for leaf in range(self.num_leaves):
+            is_new_branch, branch = branch != (now := leaf // self.per_branch), now
+            num_new = self.leaf + (self.branch if is_new_branch else 0)
+            if length == 0 or length + num_new > most:
+                num_new, length = self.context + self.leaf, 0
+            total, length = total + num_new, length + num_new
+        return total
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Job:
     recipe: Recipe
@@ -53,22 +89,38 @@ class Job:
     link: float = 0.7  # likewise of the links
 
     def __post_init__(self) -> None:
-        if self.shape.max_position_embeddings < self.prompt + self.response + self.judgment:
-            raise ValueError(
-                f"{self.prompt} + {self.response} + {self.judgment} tokens of prompt, response and judgment are more "
-                f"than the model's max_position_embeddings={self.shape.max_position_embeddings}"
-            )
+        tree = self.tree
         if self.num_gpus % self.shards:
             raise ValueError(f"model.shard_size={self.shards} does not divide {self.num_gpus} GPUs")
-        if self.context + self.judgment > self.config.tokens_per_micro_batch:
-            raise ValueError(
-                f"a context of {self.context} tokens and a judgment of {self.judgment} do not fit "
-                f"{self.stage}.tokens_per_micro_batch={self.config.tokens_per_micro_batch}"
-            )
+        for longest, key in (
+            (self.shape.max_position_embeddings, "the model's max_position_embeddings"),
+            (self.config.tokens_per_micro_batch, f"{self.stage}.tokens_per_micro_batch"),
+        ):
+            if tree.context + tree.leaf > longest:
+                raise ValueError(
+                    f"a context of {tree.context} tokens and {tree.leaf} that follow do not fit {key}={longest}"
+                )
 
     @property
-    def config(self) -> SftConfig | GrpoConfig:
+    def config(self) -> SftConfig | GrpoConfig | BtConfig:
         return getattr(self.recipe, self.stage)
+
+    @property
+    def tree(self) -> Tree:
+        """One of `num_trees`: a pair or, of SFT, a row."""
+        P, R, J = self.prompt, self.response, self.judgment
+        return {
+            "sft": Tree(P, 1, R, 1, J, J),
+            "grpo": Tree(P, 2, R, self.recipe.rollout.num_rollouts, J, J),
+            "bt": Tree(P, 2, R, 1, 0, 1),
+            "dpo": Tree(P, 2, 0, 1, R, R),
+        }[self.stage]
+
+    @property
+    def num_trees(self) -> float:
+        """Of a step on one GPU."""
+        config = self.config
+        return (config.rows_per_step if self.stage == "sft" else config.pairs_per_step) / self.num_gpus
 
     @property
     def N(self) -> int:
@@ -94,51 +146,39 @@ class Job:
         return self.recipe.model.shard_size or self.num_gpus
 
     @property
-    def n(self) -> int:
-        return self.recipe.rollout.num_rollouts
-
-    @property
-    def context(self) -> int:
-        return self.prompt + self.response
-
-    @property
     def rolls_out(self) -> bool:
         return self.stage == "grpo"
 
     @property
     def has_replica(self) -> bool:
-        """Made when it is first used: by GRPO, or to measure on dev or held-out pairs."""
-        return self.rolls_out or bool(self.recipe.data.held_out or self.config.dev_every)
+        """Made when it is first used: by GRPO, or to measure a judge on dev or held-out pairs."""
+        is_measured = self.recipe.data.held_out or self.config.dev_every
+        return self.rolls_out or bool(self.stage in JUDGE_STAGES and is_measured)
 
     @property
     def has_reference(self) -> bool:
+        """A second model. (DPO asks its own once, before it trains.)"""
         return self.rolls_out and self.config.kl_coef > 0
-
-    @property
-    def pairs(self) -> float:
-        """Pairs of a step on one GPU."""
-        return self.config.pairs_per_step / self.num_gpus
 
     @property
     def loss_tokens(self) -> float:
         """Of a step on one GPU."""
-        if not self.rolls_out:
-            return self.config.rows_per_step * self.judgment / self.num_gpus
-        return self.pairs * 2 * self.n * self.judgment
+        return self.num_trees * self.tree.num_leaves * self.tree.loss
 
     @property
     def tokens(self) -> float:
-        """Of a step's forward passes on one GPU: contexts once for the judgments that share them in a micro-batch."""
-        if not self.rolls_out:
-            return self.config.rows_per_step * (self.context + self.judgment) / self.num_gpus
-        room = self.config.tokens_per_micro_batch - self.context
-        num_parts = ceil(self.n * self.judgment / room)
-        return self.loss_tokens + self.pairs * 2 * num_parts * self.context
+        """Of a step's forward passes on one GPU."""
+        tree = self.tree
+        if self.recipe.model.layout == "flat":
+            return self.num_trees * tree.num_leaves * (tree.context + tree.leaf)
+        return self.num_trees * tree.num_tokens_in_parts(self.config.tokens_per_micro_batch)
 
     @property
     def visible(self) -> float:
-        """Pairs (query, key) of a step on one GPU that attention computes: causal, n judgments over one context."""
-        num_contexts = self.pairs * 2 if self.rolls_out else self.config.rows_per_step / self.num_gpus
-        per_context = self.n if self.rolls_out else 1
-        of_contexts = self.context**2 / 2
-        return num_contexts * (of_contexts + per_context * self.judgment * (self.context + self.judgment / 2))
+        """Pairs (query, key) of a step on one GPU that attention computes."""
+        tree = self.tree
+        of_leaf = tree.leaf * (tree.context + tree.leaf / 2)
+        if self.recipe.model.layout == "flat":
+            return self.num_trees * tree.num_leaves * (tree.context**2 / 2 + of_leaf)
+        of_branch = tree.branch * (tree.trunk + tree.branch / 2)
+        return self.num_trees * (tree.trunk**2 / 2 + tree.num_branches * of_branch + tree.num_leaves * of_leaf)

@@ -29,7 +29,7 @@ def master_weights(job: Job) -> float:
 def moments_of_adamw(job: Job) -> float:
     """2 x 4 B x N / s; with optim.cpu_offload on the host, but for those of one matrix"""
     if job.config.optim.cpu_offload:
-        return 2 * FP32 * max(job.head, job.shape.hidden_size * job.shape.intermediate_size) / job.shards
+        return 2 * FP32 * job.shape.vocab_size * job.shape.hidden_size / job.shards
     return 2 * FP32 * job.N / job.shards
 
 

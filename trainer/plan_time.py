@@ -64,25 +64,26 @@ def refresh_of_the_replica(job: Job) -> float:
 
 def reading_of_contexts(job: Job) -> float:
     """2 x N x (P + 2 R) FLOPs per pair: both sides share the prompt, all judgments their context"""
-    return _seconds(job, 2 * job.shape.num_hidden_layers * job.block * job.pairs * (job.prompt + 2 * job.response))
+    return _seconds(job, 2 * job.shape.num_hidden_layers * job.block * job.num_trees * job.tree.contexts)
 
 
 def rows(job: Job) -> float:
     """Judgments that decode side by side: rollout.max_rows, those of a step, or those whose keys and values fit"""
-    per_row = kv_bytes_per_token(job) * (job.judgment + (job.prompt + 2 * job.response) / (2 * job.n))
-    return max(1.0, min(job.recipe.rollout.max_rows, job.pairs * 2 * job.n, keys_and_values(job) / per_row))
+    tree = job.tree
+    per_row = kv_bytes_per_token(job) * (tree.leaf + tree.contexts / tree.num_leaves)
+    return max(1.0, min(job.recipe.rollout.max_rows, job.num_trees * tree.num_leaves, keys_and_values(job) / per_row))
 
 
 def decode_step(job: Job, num_rows: float) -> float:
     """Weights but the embedding's, and keys and values, over the bandwidth; at least 2 x N FLOPs per row"""
     num_read = job.shape.num_hidden_layers * job.block + job.head
-    num_keys = job.judgment / 2 + (job.prompt + 2 * job.response) / (2 * job.n)
+    num_keys = job.tree.leaf / 2 + job.tree.contexts / job.tree.num_leaves
     num_bytes = compute_bytes(job) * num_read + num_rows * num_keys * kv_bytes_per_token(job)
     return max(num_bytes / (job.gpu.bytes_per_s * job.bandwidth), _seconds(job, 2 * num_read * num_rows))
 
 
 def decoding(job: Job) -> float:
-    """2 n J x pairs / rows steps of all rows"""
+    """judgments x J / rows steps of all rows"""
     num_rows = rows(job)
     return job.loss_tokens / num_rows * decode_step(job, num_rows)
 

@@ -3,6 +3,7 @@
 import json
 import re
 from dataclasses import replace
+from itertools import count, islice
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,8 @@ from rollout.shapes import QWEN3, shape_named_in
 from tests.tiny_runs import SMALL
 from trainer import plan_memory, plan_time
 from trainer.main import main, read_arguments
-from trainer.plan_job import GPUS, Job
+from trainer.plan_job import GPUS, Job, Tree
+from trainer.token_tree import Leaf, TokenTree
 
 RECIPES = Path(__file__).resolve().parents[2] / "trainer" / "recipes"
 PAPER = sorted(RECIPES.glob("qwen3*.toml"))
@@ -73,23 +75,37 @@ def test_activations_of_a_block_are_what_autograd_keeps(sizes):
     assert estimate == pytest.approx(saved_bytes_per_token(config, 64), rel=0.05)
 
 
-@settings(max_examples=25, deadline=None)
-@given(st.integers(8, 60), st.integers(8, 60), st.integers(8, 60), st.integers(2, 9))
-def test_tokens_and_attention_are_those_of_the_layout_counted_one_by_one(prompt, response, judgment, n):
-    it = job(f"rollout.num_rollouts={n}", num_gpus=1, prompt=prompt, response=response, judgment=judgment)
-    context = prompt + response
-    num_tokens = num_visible = 0
-    for _ in range(2 * it.recipe.grpo.pairs_per_step):
-        num_tokens += context + n * judgment
-        num_visible += sum(range(1, context + 1)) + n * sum(range(context + 1, context + judgment + 1))
-    assert it.tokens == num_tokens
-    assert it.visible == pytest.approx(num_visible, rel=0.07)  # x²/2 for x (x + 1) / 2
+def laid_out(tree: Tree, is_shared: bool) -> TokenTree:
+    """Tokens of which no two are alike but those that are shared. A leaf's last token is no input."""
+    fresh = count()
+    trunk, leaves = list(islice(fresh, tree.trunk)), []
+    for _ in range(tree.num_branches):
+        context = trunk + list(islice(fresh, tree.branch))
+        leaves += [Leaf(context, list(islice(fresh, tree.leaf + 1))) for _ in range(tree.per_branch)]
+    return TokenTree.of(leaves, is_shared)
 
 
-def test_a_context_is_computed_again_for_each_part_of_a_group_that_is_cut():
-    whole, cut = (job("grpo.tokens_per_micro_batch=" + size, num_gpus=1) for size in ("16384", "5050"))
-    assert whole.tokens - whole.loss_tokens == 256 * 1050
-    assert cut.tokens - cut.loss_tokens == 256 * 2 * 1050  # four judgments of 1,000 beside 1,050 tokens of context
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(8, 60), st.integers(8, 60), st.integers(8, 60), st.integers(2, 9), st.integers(180, 1200),
+    st.sampled_from(["tree", "flat"]),
+)  # fmt: skip
+def test_tokens_and_attention_are_those_of_the_layout(prompt, response, judgment, n, most, layout):
+    it = job(
+        f"rollout.num_rollouts={n}", f"model.layout={layout}", f"grpo.tokens_per_micro_batch={most}",
+        "grpo.pairs_per_step=3", num_gpus=1, prompt=prompt, response=response, judgment=judgment,
+    )  # fmt: skip
+    tree = laid_out(it.tree, layout == "tree")
+    assert it.tokens == 3 * sum(part.num_tokens for part in tree.split(most))
+    assert it.visible == pytest.approx(3 * tree.num_attention_pairs, rel=0.07)  # x²/2 for x (x + 1) / 2
+
+
+def test_a_pair_is_what_each_stage_makes_of_it():
+    overrides = ["stages=['bt']", "bt.pairs_per_step=16", "dpo.pairs_per_step=16", "sft.rows_per_step=16"]
+    tokens = {
+        stage: (it.tokens, it.loss_tokens) for stage in ("sft", "bt", "dpo") if (it := job(*overrides, stage=stage))
+    }
+    assert tokens == {"sft": (2050, 1000), "bt": (1500, 2), "dpo": (1500, 900)}
 
 
 def test_bytes_of_8b_by_hand():
@@ -180,9 +196,13 @@ def test_neither_a_gpu_nor_weights_are_touched(tmp_path, monkeypatch):
         ([GRPO, "grpo.step=3"], "command line: unknown key 'grpo.step'; the nearest is 'grpo.steps'"),
         ([GRPO, "model.path=nowhere"], "model.path: nowhere is not there and names none of Qwen3-1.7B, Qwen3-4B, "),
         ([GRPO, "model.shard_size=3"], "model.shard_size=3 does not divide 16 GPUs"),
+        (
+            [GRPO, "--prompt-tokens=7000", "--response-tokens=450", "grpo.tokens_per_micro_batch=9999", "model.path="],
+            "a context of 7450 tokens and 1000 that follow do not fit the model's max_position_embeddings=1024",
+        ),
         ([GRPO, "--judgment-tokens", "5000"], "--judgment-tokens 5000 is a mean above rollout.max_completion_tokens"),
         ([GRPO, "--prompt-tokens", "9000"], "--prompt-tokens 9000 and --response-tokens 450 make more than prompt"),
-        ([GRPO, "grpo.tokens_per_micro_batch=2000"], "a context of 1050 tokens and a judgment of 1000 do not fit "),
+        ([GRPO, "grpo.tokens_per_micro_batch=2000"], "a context of 1050 tokens and 1000 that follow do not fit "),
         (["nowhere.toml"], "nowhere.toml: no such file"),
     ],
 )  # fmt: skip
