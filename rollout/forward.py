@@ -5,12 +5,14 @@ T tokens of a step   B samples that draw   D model width   V vocabulary
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from kernels.fused import rows_alike
 from kernels.linear_sample import linear_sample
 from kernels.matmul import ROWS, PackedWeights, float32_logits
 from kernels.sample import sample as sample_logits
@@ -31,7 +33,7 @@ class Runner:
     Args:
         scheduler: whose steps are run; its tables are read.
         batch_invariant: products have shapes whose rows do not depend on one another: on a CPU a multiple of `ROWS`
-            rows, on a GPU, whose libraries choose by shape, always the same number.
+            and `rows_alike` rows, on a GPU, whose libraries choose by shape, always the same number.
         is_paged: attention by the paged kernel, not by blocks.
         graphs: replay steps that only decode, on a GPU.
     """
@@ -46,7 +48,8 @@ class Runner:
         self._heads = decoder.config.num_attention_heads, decoder.config.num_key_value_heads
         self._multiple = 1
         if batch_invariant:
-            self._multiple = ROWS if self._device.type == "cpu" else scheduler.max_step_tokens
+            alike = math.lcm(ROWS, rows_alike(decoder.config.intermediate_size))
+            self._multiple = alike if self._device.type == "cpu" else scheduler.max_step_tokens
         self._packed = PackedWeights()
         self._graphs = DecodeGraphs(decoder, cache, scheduler) if graphs and is_paged and not batch_invariant else None
 

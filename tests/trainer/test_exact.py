@@ -37,11 +37,7 @@ def rolled_out(model) -> list[list[Leaf]]:
     ]
 
 
-# Model widths that are no multiples of 16: a few tokens in four hundred are off in the last bit. Why is not known.
-_ODD = pytest.param("odd", marks=pytest.mark.xfail(reason="last bit, where widths are no multiples of 16"))
-
-
-@pytest.mark.parametrize("shape", [_ODD if shape == "odd" else shape for shape in SHAPES])
+@pytest.mark.parametrize("shape", SHAPES)
 def test_is_what_the_rollout_recorded_to_the_bit(shape):
     model = random_decoder(config(vocab_size=V, num_hidden_layers=2, tie_word_embeddings=True, **SHAPES[shape]))
     groups = rolled_out(model)

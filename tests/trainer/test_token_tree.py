@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rollout.decoder import Decoder, DecoderConfig, RMSNorm, all_logits, causal_attention, init_weights_
+from rollout.decoder import Decoder, DecoderConfig, all_logits, causal_attention, init_weights_
 from trainer import trunk_attention
 from trainer.balance import Cost, balance
 from trainer.logprobs import token_logprobs
@@ -41,23 +41,17 @@ def trees_of_leaves(draw, max_trees=4, least=1):
 
 @pytest.fixture(scope="module")
 def decoder():
-    """float64 throughout, the norms included, so that only a difference in meaning can show."""
-
-    def forward(self, x):
-        return self.weight * x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(RMSNorm, "forward", forward)
-        config = DecoderConfig(
-            vocab_size=VOCAB, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4,
-            num_key_value_heads=2, head_dim=6, rope_theta=100.0, tie_word_embeddings=True,
-        )  # fmt: skip
-        decoder = init_weights_(Decoder(config), seed=0, std=0.5).double()
-        with torch.no_grad():
-            for name, parameter in decoder.named_parameters():
-                if "norm" in name:
-                    parameter.uniform_(0.5, 1.5, generator=torch.Generator().manual_seed(1))
-        yield decoder
+    """float64 throughout (norms keep it), so that only a difference in meaning can show."""
+    config = DecoderConfig(
+        vocab_size=VOCAB, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=6, rope_theta=100.0, tie_word_embeddings=True,
+    )  # fmt: skip
+    decoder = init_weights_(Decoder(config), seed=0, std=0.5).double()
+    with torch.no_grad():
+        for name, parameter in decoder.named_parameters():
+            if "norm" in name:
+                parameter.uniform_(0.5, 1.5, generator=torch.Generator().manual_seed(1))
+    return decoder
 
 
 def by_separate_sequences(decoder, trees):
