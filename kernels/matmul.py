@@ -70,6 +70,8 @@ class PackedWeights:
 
 
 def _packed_linear(x_BD: Tensor, packed: Tensor, bias_N: Tensor | None) -> Tensor:
+    if x_BD.shape[:-1].numel() == 1:  # one row alone is a product of another kind, whose long sums are cut
+        return _packed_linear(torch.cat([x_BD, x_BD], dim=-2), packed, bias_N)[..., :1, :]
     return torch.ops.mkldnn._linear_pointwise(x_BD, packed, bias_N, "none", [], "")
 
 
