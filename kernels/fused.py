@@ -24,7 +24,7 @@ from kernels.jit import INTERPRETED, cdiv, jit, next_power_of_2, tl, triton
 MAX_WIDTH = 16_384  # of a row that is normed
 MAX_HEAD_WIDTH = 256
 _SWIGLU_BLOCK = 1024  # elements of a program, as many as 4 warps load at once in 16 bits
-_SILU_LOOP = 32  # elements of torch's vector loop with AVX-512; with AVX2 half as many
+_SILU_LOOP = 64  # elements of torch's vector loop with AVX-512, for each of two threads that share a tensor
 _HEADS = 8  # of a program of norm_rotary
 _WRITTEN = 1024  # elements of keys, and as many of values, of a program of write_pages
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -88,7 +88,8 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
 def rows_alike(width: int) -> int:
     """On a CPU, multiples of this many rows [..., width] are each rounded by `swiglu` as in any other company.
 
-    torch's silu runs over whole vectors, and rounds the elements that are left over at a tensor's end in another way.
+    torch's silu runs over whole vectors, and rounds the elements that are left over at the end of a thread's share in
+    another way. (More than two threads may still leave some.)
     """
     return _SILU_LOOP // math.gcd(_SILU_LOOP, width)
 

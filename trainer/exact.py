@@ -3,7 +3,7 @@
 The engine reads keys in blocks of positions (`rollout.block_attention`), each completion after its context. Here every
 end of a path is a reader of its own, which gathers the keys of its path in that order; what is computed of them is the
 engine's own function. What several paths begin with is read by the first of them. (A model whose feed-forward width is
-odd would need micro-batches of whole 32 tokens, not 16: `kernels.fused.rows_alike`.)
+no multiple of 4 would need micro-batches of whole 64 tokens, not 16: `kernels.fused.rows_alike`.)
 
     L tokens of a layout   R readers   N queries of a reader   S keys of a reader   X positions of a block
     H query heads   K key/value heads   Q = H / K   C head width   Z = R·K   M = N·Q
