@@ -99,8 +99,9 @@ class CheckpointWriter(AbstractContextManager):
         self._gather(None)  # nobody writes before the old attempts are gone
         # DCP waits for the disk, and tells all ranks if one of them fails.
         dcp.save(snapshot.tensors, checkpoint_id=str(aside), process_group=self._group)
-        facts = {file.name: file_facts(file) for file in aside.glob(f"__{self.world.rank}_*")}
-        files = {name: fact for rank_facts in self._agreed(lambda: facts) for name, fact in rank_facts.items()}
+        mine = f"__{self.world.rank}_*"
+        facts = self._agreed(lambda: {file.name: file_facts(file) for file in aside.glob(mine)})
+        files = {name: fact for rank_facts in facts for name, fact in rank_facts.items()}
         self._agreed(lambda: self._finish(snapshot, files, aside, path) if is_main else None)
 
     def _finish(self, snapshot: Snapshot, files: dict, aside: Path, path: Path) -> None:
