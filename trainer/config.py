@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
+from patarm_core.advantages import Estimator
 from patarm_core.embedded.splits import EmbeddedConfig
 from patarm_core.par import MarginReward, constant, graded
 from rollout.contexts import PromptConfig
@@ -23,13 +24,6 @@ def _check(config: object, is_right: Callable[[float], bool], right: str, *names
 
 def _is_at_least(least: float) -> Callable[[float], bool]:
     return lambda value: least <= value < math.inf
-
-
-def _check_dev(config: SftConfig | GrpoConfig | BtConfig) -> None:
-    if config.patience and not config.dev_every:
-        raise ValueError(f"patience={config.patience} counts dev measurements; dev_every=0 makes none")
-    if config.keep == "best" and not config.dev_every:
-        raise ValueError('keep="best" goes by dev measurements; dev_every=0 makes none')
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -115,10 +109,11 @@ class OptimConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class SftConfig:
+class StageConfig:
+    """What every stage is told, whatever it trains on."""
+
     steps: int = 0  # 0: whole epochs
     epochs: int = 1
-    rows_per_step: int = 512  # table 7, pointwise
     tokens_per_micro_batch: int = 16_384  # in one forward pass on one rank, padding included
     dev_every: int = 0  # steps between measurements on the dev pairs; 0: none
     checkpoint_every: int = 0  # steps; the end of the stage always makes one
@@ -130,14 +125,25 @@ class SftConfig:
     # Checkpoints that are kept: the last ones, and beside them that of the best dev accuracy (unless `keep = "best"`,
     # where `dev_every` and `checkpoint_every` meet). With 2, there is another one if the last cannot be read.
     checkpoint_keep: int = 2
-    optim: OptimConfig = OptimConfig(lr=1.5e-6, final_lr=1.5e-7)  # table 7, 8B
+    optim: OptimConfig
 
     def __post_init__(self) -> None:
         _check(self, _is_at_least(0), "at least 0", "steps", "dev_every", "checkpoint_every", "patience", "min_delta")
-        _check(
-            self, _is_at_least(1), "at least 1", "epochs", "rows_per_step", "tokens_per_micro_batch", "checkpoint_keep"
-        )
-        _check_dev(self)
+        _check(self, _is_at_least(1), "at least 1", "epochs", "tokens_per_micro_batch", "checkpoint_keep")
+        if self.patience and not self.dev_every:
+            raise ValueError(f"patience={self.patience} counts dev measurements; dev_every=0 makes none")
+        if self.keep == "best" and not self.dev_every:
+            raise ValueError('keep="best" goes by dev measurements; dev_every=0 makes none')
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SftConfig(StageConfig):
+    rows_per_step: int = 512  # table 7, pointwise
+    optim: OptimConfig = OptimConfig(lr=1.5e-6, final_lr=1.5e-7)  # table 7, 8B
+
+    def __post_init__(self) -> None:
+        StageConfig.__post_init__(self)
+        _check(self, _is_at_least(1), "at least 1", "rows_per_step")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -172,13 +178,11 @@ class RolloutConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class GrpoConfig:
-    steps: int = 0  # 0: whole epochs
-    epochs: int = 1
+class GrpoConfig(StageConfig):
     pairs_per_step: int = 128  # 256 contexts (table 7 counts both sides of a pair)
     group: Literal["side", "pair"] = "side"  # n judgments of one response, or 2n of both
     # "reinforce++" whitens over the whole step and knows no groups; its "_baseline" takes the group's mean off first
-    advantage: Literal["grpo", "dr_grpo", "rloo", "reinforce++", "reinforce++_baseline"] = "grpo"
+    advantage: Estimator = "grpo"
     margin: MarginConfig = MarginConfig()
     clip_low: float = 0.2  # the ratio is clipped to [1 - clip_low, 1 + clip_high]
     clip_high: float = 0.2
@@ -190,51 +194,28 @@ class GrpoConfig:
     # On a CPU in float32: log-probs by the rollout's own arithmetic, so that a ratio is 1, and not nearly, until an
     # update. Costs time (trainer/exact.py).
     exact_logprobs: bool = False
-    tokens_per_micro_batch: int = 16_384
-    dev_every: int = 0
-    checkpoint_every: int = 0
-    patience: int = 0  # as in SftConfig
-    min_delta: float = 0.0
-    keep: Literal["last", "best"] = "last"
-    checkpoint_keep: int = 2
     num_sample_pairs: int = 2  # pairs a step whose judgments are written to samples.jsonl
     optim: OptimConfig = OptimConfig(lr=5e-7, schedule="constant")  # table 7, 8B
 
     def __post_init__(self) -> None:
-        _check(self, _is_at_least(0), "at least 0", "steps", "dev_every", "checkpoint_every", "num_sample_pairs")
-        _check(self, _is_at_least(0), "at least 0", "clip_high", "kl_coef", "entropy_coef", "patience", "min_delta")
+        StageConfig.__post_init__(self)
+        _check(self, _is_at_least(0), "at least 0", "num_sample_pairs", "clip_high", "kl_coef", "entropy_coef")
         _check(self, lambda share: 0 <= share < 1, "in [0, 1)", "clip_low")
         _check(self, lambda value: value == 0 or 1 < value < math.inf, "0 or above 1", "dual_clip")
-        _check(
-            self, _is_at_least(1), "at least 1", "epochs", "pairs_per_step", "inner_epochs", "tokens_per_micro_batch",
-            "checkpoint_keep",
-        )  # fmt: skip
-        _check_dev(self)
+        _check(self, _is_at_least(1), "at least 1", "pairs_per_step", "inner_epochs")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class BtConfig:
+class BtConfig(StageConfig):
     """Bradley-Terry reward model (METHOD: sec. 5). The paper gives no settings of its BTRM."""
 
-    steps: int = 0  # 0: whole epochs
-    epochs: int = 1
     pairs_per_step: int = 128  # as in GRPO, so that both see the same pairs in the same steps
-    tokens_per_micro_batch: int = 16_384
-    dev_every: int = 0  # steps between measurements on the dev pairs; 0: none
-    checkpoint_every: int = 0  # steps; the end of the stage always makes one
-    checkpoint_keep: int = 2  # as in SftConfig
-    patience: int = 0  # as in SftConfig
-    min_delta: float = 0.0
-    keep: Literal["last", "best"] = "last"
     # Rate, epoch and cosine of RLHF Workflow's reward model (arXiv:2405.07863), its warm-up of 3 % in steps.
     optim: OptimConfig = OptimConfig(lr=2e-6, schedule="cosine", warmup_steps=5)
 
     def __post_init__(self) -> None:
-        _check(self, _is_at_least(0), "at least 0", "steps", "dev_every", "checkpoint_every", "patience", "min_delta")
-        _check(
-            self, _is_at_least(1), "at least 1", "epochs", "pairs_per_step", "tokens_per_micro_batch", "checkpoint_keep"
-        )
-        _check_dev(self)
+        StageConfig.__post_init__(self)
+        _check(self, _is_at_least(1), "at least 1", "pairs_per_step")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from rollout.decoder import DecoderConfig
-from trainer.config import JUDGE_STAGES, BtConfig, GrpoConfig, Recipe, SftConfig
+from trainer.config import JUDGE_STAGES, Recipe, StageConfig
 
 GIB = 2**30
 BF16, FP32 = 2, 4  # bytes
@@ -102,7 +102,7 @@ class Job:
                 )
 
     @property
-    def config(self) -> SftConfig | GrpoConfig | BtConfig:
+    def config(self) -> StageConfig:
         return getattr(self.recipe, self.stage)
 
     @property

@@ -16,7 +16,7 @@ from patarm_core.pairs import Pair
 from patarm_core.sampling import PairRandomSampler
 from trainer.checkpoint import Stateful, checkpoints, restore_, restore_weights_
 from trainer.checkpoint_writer import CheckpointWriter
-from trainer.config import BtConfig, GrpoConfig, Recipe, SftConfig
+from trainer.config import Recipe, StageConfig
 from trainer.early_stop import best, dev_measurements, has_stalled
 from trainer.learner import Learner
 from trainer.run_folder import RunFolder, Stopwatch
@@ -41,13 +41,13 @@ class Measures(Protocol):
     def measure(self, learner: Learner, dev: Sequence[Pair]) -> dict[str, float]: ...
 
 
-def count_steps(config: SftConfig | GrpoConfig | BtConfig, sampler: PairRandomSampler) -> int:
+def count_steps(config: StageConfig, sampler: PairRandomSampler) -> int:
     return config.steps or config.epochs * sampler.steps_per_epoch
 
 
 def run_steps(
     stage: str,
-    config: SftConfig | GrpoConfig | BtConfig,
+    config: StageConfig,
     sampler: PairRandomSampler,
     learner: Learner,
     folder: RunFolder,
