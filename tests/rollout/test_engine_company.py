@@ -14,6 +14,7 @@ from patarm_core.judgment import parse
 from rollout.engine import Engine, EngineConfig
 from rollout.grammar import JudgmentGrammar
 from rollout.params import SamplingParams
+from tests.engine_events import through_events
 from tests.models import tokenizer
 from tests.simulated_steps import Prefixes
 from tests.slow_engine import SOME_TOKENS, V, assert_identical, context, decoder, requests
@@ -109,23 +110,7 @@ def test_any_configuration_and_any_events(shape):
             shape, page_size=page_size, num_pages=smallest(page_size) + int(rng.integers(0, 800 // page_size)),
             max_rows=int(rng.choice([1, 3, 10, 40])), max_step_tokens=int(rng.choice([5, 20, 100, 2000])),
         )  # fmt: skip
-        to_come, number_of, finished = rng.permutation(20).tolist(), {}, []
-        while to_come or it.has_work:
-            event = rng.choice(["submit", "cancel", "release", "write", "step"], p=[0.3, 0.004, 0.004, 0.004, 0.688])
-            if event == "submit" and to_come:
-                number = to_come.pop()
-                number_of[it.submit(*work()[number])] = number
-            elif event == "cancel" and number_of:
-                cancelled = list(number_of)[rng.integers(len(number_of))]
-                del number_of[cancelled]
-                it.cancel(cancelled)
-            elif event == "release":
-                it.release_memory()
-            elif event == "write":
-                it.update_weights([("norm.weight", it.decoder.norm.weight.clone())])
-            else:
-                finished += [(number_of.pop(request), request.completions) for request in it.step()]
-        assert not number_of
+        finished = through_events(it, work(), rng, [0.3, 0.004, 0.004, 0.004, 0.688])
         assert_identical([completions for _, completions in finished], [alone(shape)[i] for i, _ in finished])
         assert_nothing_is_held(it)
         num_preemptions, num_finished = num_preemptions + it.stats.counts.num_preemptions, num_finished + len(finished)

@@ -14,6 +14,7 @@ from rollout.drawn import Readback
 from rollout.engine import Engine, EngineConfig
 from rollout.paged_rows import Sizes
 from rollout.params import SamplingParams
+from tests.engine_events import through_events
 from tests.models import config, random_decoder, tokenizer
 from tests.slow_engine import SOME_TOKENS, V, assert_identical, assert_same, context, decoder, slow_completions
 
@@ -119,24 +120,12 @@ def test_whatever_happens_in_between(seed, alone, log):
     model = decoder(seed=5, dtype=torch.float64, num_hidden_layers=1)
     num_pages = int(rng.choice([30, 40, 200]))
     engine = paged(model, page_size=8, num_pages=num_pages, max_rows=int(rng.choice([3, 8, 40])))
-    to_come, number_of, finished, num_in_flight = rng.permutation(16).tolist(), {}, [], 0
-    while to_come or engine.has_work:
-        event = rng.choice(["submit", "cancel", "release", "write", "step"], p=[0.1, 0.02, 0.02, 0.02, 0.84])
-        num_in_flight += engine._ahead is not None and event not in ("submit", "step")
-        if event == "submit" and to_come:
-            number = to_come.pop()
-            number_of[engine.submit(*work()[number])] = number
-        elif event == "cancel" and number_of:
-            cancelled = list(number_of)[rng.integers(len(number_of))]
-            del number_of[cancelled]
-            engine.cancel(cancelled)
-        elif event == "release":
-            engine.release_memory()
-        elif event == "write":
-            engine.update_weights([("norm.weight", model.norm.weight.clone())])
-        else:
-            finished += [(number_of.pop(request), request.completions) for request in engine.step()]
-    assert not number_of and len(finished) > 5 and num_in_flight
+    in_flight = []
+    finished = through_events(
+        engine, work(), rng, [0.1, 0.02, 0.02, 0.02, 0.84],
+        lambda event: in_flight.append(engine._ahead is not None and event not in ("submit", "step")),
+    )  # fmt: skip
+    assert len(finished) > 5 and any(in_flight)
     assert_agree([completions for _, completions in finished], [alone[number] for number, _ in finished])
     assert_nothing_is_held(engine)
 
