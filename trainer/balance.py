@@ -41,5 +41,7 @@ def balance(costs: Sequence[float], num_ranks: int) -> list[list[int]]:
 
 def my_share(trees: Sequence[Sequence[Leaf]], config: DecoderConfig, layout: str, world: World) -> list[int]:
     """Indices of this rank's part of a step's trees, of which all ranks know all."""
+    if world.size == 1:  # no costs to weigh, and no trees to build for them
+        return list(range(len(trees)))
     cost = Cost.of(config)
     return balance([cost(TokenTree.of(leaves, layout == "tree")) for leaves in trees], world.size)[world.rank]
