@@ -1,9 +1,9 @@
 """Tokens per second of the rollout engine beside other engines: one random model, the same contexts, the same lengths.
 
 Each engine runs in a process of its own, and they wait for one another (`bench.apart`). First all have to write the
-same greedy tokens. Then each setting of each engine has one turn, and the best one of each
-engine goes on: engines take turns, each turn in other tokens, so that a noisy machine hits all alike and nothing is
-left over from the turn before. Only tokens that were asked for count, and no context tokens.
+same greedy tokens. Then each setting of each engine has one turn, and the best one of each engine goes on: engines take
+turns, each turn in other tokens, so that a noisy machine hits all alike and nothing is left over from the turn before.
+Only tokens that were asked for count, and no context tokens.
 """
 
 from __future__ import annotations

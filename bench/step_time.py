@@ -72,11 +72,11 @@ def _measure(
         mine, _ = roll_out(engine, replica.shared, pairs, recipe, step, watch)
         advantage, _ = step_advantages([r for rollout in mine for r in rollout.rewards], len(mine), n, recipe.grpo)
         trees, layouts = to_trees(mine, advantage), ["tree", "flat"]
-        for learner.layout in layouts if step % 2 else layouts[::-1]:
-            with watch.phase(f"{learner.layout}_s"):
+        for layout in layouts if step % 2 else layouts[::-1]:
+            learner.layout = layout
+            with watch.phase(f"{layout}_s"):
                 learner.update(trees, token_loss, recipe.grpo.tokens_per_micro_batch, step, VALUES)
-            shares = learner.layout == "tree"
-            tokens[learner.layout] = sum(TokenTree.of(leaves, shares).num_tokens for leaves in trees)
+            tokens[layout] = sum(TokenTree.of(leaves, layout == "tree").num_tokens for leaves in trees)
         if step > 0:  # the first warms up
             for name, values in seconds.items():
                 values.append(watch.seconds[name])

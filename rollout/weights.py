@@ -89,8 +89,12 @@ def load_weights_(decoder: Decoder, path: str | Path, but: Collection[str] = ())
 def full_tensors(decoder: Decoder) -> Iterator[tuple[str, Tensor]]:
     """Yields (our name, full detached tensor) one by one; on a sharded decoder a collective that all ranks run."""
     for name, parameter in decoder.named_parameters():
-        tensor = parameter.detach()
-        yield name, tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+        yield name, whole(parameter.detach())
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All of a tensor, sharded or not; of a sharded one it is a collective."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 @torch.no_grad()

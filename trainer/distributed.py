@@ -10,9 +10,11 @@ from dataclasses import dataclass, field
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 from torch.distributed import distributed_c10d
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
 
 from rollout.decoder import Decoder
 from rollout.mistakes import tell
@@ -163,6 +165,11 @@ def _mesh(kind: str, size: int, shard_size: int) -> DeviceMesh:
     if shard_size == size:
         return init_device_mesh(kind, (size,))
     return init_device_mesh(kind, (size // shard_size, shard_size), mesh_dim_names=("replicate", "shard"))
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This rank's part of a tensor; of one that is not sharded, all of it."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def shard_(decoder: Decoder, mesh: DeviceMesh, compute_dtype: torch.dtype) -> Decoder:

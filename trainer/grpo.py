@@ -84,13 +84,7 @@ def step_advantages(
 ) -> tuple[list[float], dict[str, float]]:
     """Advantages of a step's rewards over all ranks; number and share of the groups that have none (lost compute)."""
     group_ids = advantages.group_ids(num_pairs, n, config.group)
-    advantage = {
-        "grpo": advantages.group_relative,
-        "dr_grpo": advantages.dr_grpo,
-        "rloo": advantages.rloo,
-        "reinforce++": lambda rewards, _: advantages.reinforce_plus_plus(rewards),
-        "reinforce++_baseline": advantages.reinforce_plus_plus,
-    }[config.advantage](rewards, group_ids)
+    advantage = advantages.estimate(config.advantage, rewards, group_ids)
     num_groups = len(set(group_ids))
     num_lost = num_groups - len({group for group, value in zip(group_ids, advantage, strict=True) if value})
     return advantage, {"zero_advantage_groups": num_lost, "zero_advantage_share": num_lost / num_groups}

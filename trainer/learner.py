@@ -14,12 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.distributed._composable import checkpoint
-from torch.distributed.tensor import DTensor
 
 from kernels.matmul import packed_weights
 from rollout.decoder import Decoder, DecoderConfig
 from rollout.scalar import RewardHead
-from rollout.weights import full_tensors, load_weights_
+from rollout.weights import full_tensors, load_weights_, whole
 from trainer.config import ModelConfig, OptimConfig
 from trainer.distributed import World, shard_
 from trainer.logprobs import token_values
@@ -146,7 +145,7 @@ class Learner:
         lr = learning_rate(self.optim, step, self.num_steps)
         parameters = list(decoder.parameters())
         norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        grad_norm = float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+        grad_norm = float(whole(norm))
         sums = world.sums({name: float(total) for name, total in totals.sums.items()})
         means = {name: total / num_tokens for name, total in sums.items()}
         is_finite = math.isfinite(grad_norm) and math.isfinite(means["loss"])

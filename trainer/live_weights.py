@@ -14,7 +14,7 @@ from torch.autograd.graph import increment_version
 from torch.distributed.tensor import DTensor
 
 from rollout.decoder import Decoder
-from trainer.distributed import World
+from trainer.distributed import World, local
 from trainer.mistakes import Halt
 
 _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes
@@ -29,10 +29,10 @@ def share_weights_(replica: Decoder, trained: Decoder) -> None:
     ours: dict[int, nn.Parameter] = {}  # a tied head stays tied
     for name, parameter in trained.named_parameters(remove_duplicate=False):
         if id(parameter) not in ours:
-            local, mine = parameter.to_local(), replica.get_parameter(name)
+            shard, mine = parameter.to_local(), replica.get_parameter(name)
             # While the old memory is held here no other weights lie in it, so another place means other weights.
-            is_there = mine.data_ptr() == local.data_ptr()
-            ours[id(parameter)] = mine if is_there else nn.Parameter(local, requires_grad=False)
+            is_there = mine.data_ptr() == shard.data_ptr()
+            ours[id(parameter)] = mine if is_there else nn.Parameter(shard, requires_grad=False)
         module, _, leaf = name.rpartition(".")
         setattr(replica.get_submodule(module), leaf, ours[id(parameter)])
     # By this count the engine sees that weights have changed where they are; an optimiser's writes do not raise it.
@@ -50,7 +50,7 @@ def refuse_stale_weights(replica: Decoder, trained: Decoder, world: World) -> No
         Halt: a rank's replica is not what is trained.
     """
     dtype = next(replica.parameters()).dtype
-    trained_P = _bit_sums([_local(p).to(dtype) for p in trained.parameters()])
+    trained_P = _bit_sums([local(p).to(dtype) for p in trained.parameters()])
     if world.size > 1:
         dist.all_reduce(trained_P)
     copies_P = torch.tensor([_num_copies(p) for p in trained.parameters()], device=trained_P.device)
@@ -67,10 +67,6 @@ def refuse_stale_weights(replica: Decoder, trained: Decoder, world: World) -> No
 
 def _bit_sums(tensors: list[Tensor]) -> Tensor:
     return torch.stack([x.view(_INTEGERS[x.element_size()]).sum(dtype=torch.int64) for x in tensors])
-
-
-def _local(parameter: Tensor) -> Tensor:
-    return parameter.to_local() if isinstance(parameter, DTensor) else parameter
 
 
 def _num_copies(parameter: Tensor) -> int:

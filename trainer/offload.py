@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
+
+from trainer.distributed import local
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -41,7 +42,7 @@ class OffloadedAdamW(torch.optim.AdamW):
             if name not in on_host:
                 on_host[name] = state[name].to("cpu")
             else:
-                _local(on_host[name]).copy_(_local(state[name]))
+                local(on_host[name]).copy_(local(state[name]))
         state.update(on_host)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -52,7 +53,3 @@ class OffloadedAdamW(torch.optim.AdamW):
             self.state[parameter] = dict(state_dict["state"][name])
         for group, loaded in zip(ours, theirs, strict=True):
             group.update({key: value for key, value in loaded.items() if key != "params"})
-
-
-def _local(tensor: Tensor) -> Tensor:
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

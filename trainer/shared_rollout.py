@@ -74,7 +74,7 @@ class SharedRollout:
         own = dict(zip(world.share(list(range(len(pairs)))), contexts, strict=True))
         order, queue = self._order(pairs, contexts, sampling), None
         if world.size > 1:
-            num_dealt = -(-engine.config.max_rows // (2 * sampling.n))  # pairs that fill the rows
+            num_dealt = -(-engine.config.max_rows // sampling.num_judgments)  # pairs that fill the rows
             key = f"pairs/{self._num_queues}"
             queue = WorkQueue(world.store, key, order, world.rank, world.size, num_dealt)
             self._num_queues += 1
@@ -86,14 +86,14 @@ class SharedRollout:
             return sampling.requests(pairs[i], drawn_contexts[i])
 
         # Of several ranks one shows a bar, of its even share.
-        total = -(-len(pairs) // world.size) * 2 * sampling.n
+        total = -(-len(pairs) // world.size) * sampling.num_judgments
         try:
             with tqdm(total=total, desc=progress, unit="judgment", disable=not (progress and world.is_main)) as bar:
                 for i, sides in run_items(engine, order if queue is None else queue, requests):
                     of_pair[i] = keep(pairs[i], sides)
                     tokens[pairs[i].task] += sum(len(c.token_ids) for side in sides for c in side)
-                    completions[pairs[i].task] += 2 * sampling.n
-                    bar.update(2 * sampling.n)
+                    completions[pairs[i].task] += sampling.num_judgments
+                    bar.update(sampling.num_judgments)
                     if world.stop.is_requested and world.stop.on_pause is not None:
                         if queue is not None:
                             queue.close()  # nobody begins another pair; `wait` leaves
@@ -158,7 +158,7 @@ class SharedRollout:
         self, pairs: Sequence[Pair], contexts: Sequence[tuple[list[int], list[int]]], sampling: PairSampling
     ) -> list[int]:
         """All pairs, by the tokens of both contexts and those that their completions are expected to have."""
-        costs = [2 * sampling.n * self._expected_tokens(pair.task, sampling.max_tokens) for pair in pairs]
+        costs = [sampling.num_judgments * self._expected_tokens(pair.task, sampling.max_tokens) for pair in pairs]
         for rank, lengths in enumerate(self.world.gather([sum(map(len, sides)) for sides in contexts])):
             for i, length in zip(range(rank, len(pairs), self.world.size), lengths, strict=True):
                 costs[i] += length

@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
+from rollout.weights import whole
 from trainer.distributed import World
 from trainer.mistakes import Halt
 from trainer.run_folder import RunFolder
@@ -92,7 +92,7 @@ def _norm(gradient: Tensor | None) -> float | None:
     if gradient is None:
         return None
     norm = nn.utils.get_total_norm([gradient])
-    return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+    return float(whole(norm))
 
 
 def _link(source: str, target: str) -> None:
