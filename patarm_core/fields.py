@@ -73,6 +73,16 @@ class Fields:
         value = self.value(field, "a text", default)
         return value if value is default else self._text(field, value)
 
+    def texts(self, field: str, length: int | None = None) -> tuple[str, ...]:
+        """A list of texts, of a given length if there is one."""
+        expected = f"a list of {'' if length is None else f'{length} '}texts"
+        value = self.value(field, expected)
+        if not isinstance(value, list):
+            raise self.error(field, f"is {kind(value)}; expected {expected}")
+        if length is not None and len(value) != length:
+            raise self.error(field, f"has {len(value)} entries; expected {expected}")
+        return tuple(self._text(f"{field}[{i}]", entry) for i, entry in enumerate(value))
+
     def one_of(self, field: str, names: Sequence[str], default: object = _MISSING) -> str:
         expected = f"one of {', '.join(names)}"
         value = self.value(field, expected, default)
