@@ -1,4 +1,4 @@
-"""Rows of local files: a JSON list, JSON lines or parquet. What is wrong is told with the file, the place and the field."""
+"""Rows of local files: a JSON list, JSON lines or parquet. What is wrong is told with file, place and field."""
 
 from __future__ import annotations
 
