@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from html import escape
 
-from trainer.line_chart import Chart, Curve, svg
+from eval.line_chart import Chart, Curve, svg
 from trainer.panels import PANELS, Panel, last_steps, positions
 
 STYLES = ("c1", "c2", "c3")

@@ -13,14 +13,14 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
+from eval.html_page import html_page, table, tiles
 from eval.tables import accuracy_rows, task_rows
+from rollout.text_files import read_records, write_text
 from trainer.failure_signs import SIGNS
 from trainer.html_charts import charts
 from trainer.html_samples import judgments
-from trainer.html_style import CSS
 from trainer.panels import last_steps
 from trainer.report import PHASES, time_rows
-from trainer.text_files import read_records, write_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,25 +84,7 @@ def page(run: RunRecord) -> str:
         '<footer>Made from the files of the run\'s folder, and again by <code>trainer/main.py --report FOLDER</code>.'
         "</footer>",
     ]  # fmt: skip
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(run.name)} - PaTaRM run</title>\n<style>\n{CSS}\n</style>\n</head>\n<body>\n"
-        + "\n".join(part for part in body if part)
-        + "\n</body>\n</html>\n"
-    )
-
-
-def table(rows: Sequence[Sequence[str]], kind: str = "numbers") -> str:
-    """Rows of plain text, the first the header."""
-    head, *body = rows
-    cells = "".join(f"<th>{escape(cell)}</th>" for cell in head)
-    lines = ["<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in body]
-    return (
-        f'<div class="scroll"><table class="{kind}"><thead><tr>{cells}</tr></thead>\n<tbody>\n'
-        + "\n".join(lines)
-        + "\n</tbody></table></div>"
-    )
+    return html_page(f"{run.name} - PaTaRM run", body)
 
 
 def _head(run: RunRecord) -> str:
@@ -115,36 +97,32 @@ def _head(run: RunRecord) -> str:
 
 
 def _tiles(run: RunRecord) -> str:
-    tiles = []
+    shown = []
     rows = [(name, result["votes"][-1]) for name, result in (run.results or {}).items()]
     if rows:
         (first, before), (last, now) = rows[0], rows[-1]
         interval = f"95 %: {now['low']:.1%} - {now['high']:.1%}"
         was = f"; {first}: {before['accuracy']:.1%}" if len(rows) > 1 else ""
-        tiles.append((f"held-out accuracy, {last}, voting@{now['votes']}", f"{now['accuracy']:.1%}", interval + was))
+        shown.append((f"held-out accuracy, {last}, voting@{now['votes']}", f"{now['accuracy']:.1%}", interval + was))
     measured = [r for r in run.metrics if r.get("dev_accuracy") is not None]
     if measured:
         top = max(measured, key=lambda r: r["dev_accuracy"])
         at = f"{top['stage']} step {top['step']}; {len(measured)} measurements"
-        tiles.append(("best dev accuracy", f"{top['dev_accuracy']:.1%}", at))
+        shown.append(("best dev accuracy", f"{top['dev_accuracy']:.1%}", at))
     for key, label, form in (("valid_rate", "valid judgments", ".1%"), ("margin", "margin of scores", "+.2f")):
         values = [r[key] for r in run.metrics if r.get(key) is not None]
         if values:
-            tiles.append((f"{label}, training", f"{values[-1]:{form}}", f"at first {values[0]:{form}}"))
+            shown.append((f"{label}, training", f"{values[-1]:{form}}", f"at first {values[0]:{form}}"))
     if run.wall_s is not None:
         hours, minutes = divmod(round(run.wall_s / 60), 60)
-        tiles.append(
+        shown.append(
             (
                 "wall time",
                 f"{hours} h {minutes:02d} min" if hours else f"{run.wall_s:.0f} s",
                 "until the last measurement",
             )
         )
-    cells = [
-        f"<div><dt>{escape(name)}</dt><dd>{escape(value)}<small>{escape(note)}</small></dd></div>"
-        for name, value, note in tiles
-    ]
-    return '<dl class="tiles">\n' + "\n".join(cells) + "\n</dl>" if cells else ""
+    return tiles(shown)
 
 
 def _warnings(run: RunRecord) -> str:

@@ -13,10 +13,10 @@ from pathlib import Path
 import torch
 
 from patarm_core.recipe import read_recipe, to_toml
+from rollout.text_files import read_records, record_line, write_text
 from trainer.config import Recipe
 from trainer.distributed import World
 from trainer.launch import Launch
-from trainer.text_files import read_records, record_line, write_text
 
 # What changes no result, beyond rounding.
 _MAY_CHANGE = {

@@ -10,11 +10,11 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from rollout.text_files import write_text
 from rollout.weights import whole
 from trainer.distributed import World
 from trainer.mistakes import Halt
 from trainer.run_folder import RunFolder
-from trainer.text_files import write_text
 from trainer.token_tree import TokenTree
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from trainer.line_chart import HEIGHT, WIDTH, Chart, Curve, linear_ticks, log_ticks, svg, thinned, tick_labels
+from eval.line_chart import HEIGHT, WIDTH, Chart, Curve, linear_ticks, log_ticks, svg, thinned, tick_labels
 
 reals = st.floats(-1e9, 1e9)
 
