@@ -2,6 +2,7 @@
 
     {"prompt": …, "chosen": "…", "rejected": "…", "task": "chat", "source": "…", "id": "…"}
     {"prompt": …, "response": "…", "judgment": "<think>…", "task": "chat", "source": "…", "id": "…"}
+    {"prompt": …, "response_a": "…", "response_b": "…", "judgment": "<think>…", "task": "chat", "source": …, "id": …}
 
 `prompt` is a text or a list of messages, {"role": "user", "content": "…"}. `source` defaults to the file's stem
 and `id` to the line number. Other keys are ignored, and so are blank lines.
@@ -12,6 +13,7 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
+from typing import TypeVar
 
 from patarm_core.fields import kind
 from patarm_core.prompts import ROLES, Message, Prompt, flatten
@@ -44,6 +46,23 @@ class JudgmentExample:
     judgment: str
     source: str
     id: str
+
+
+@dataclass(frozen=True)
+class ChoiceExample:
+    """One row of pairwise supervised fine-tuning: the judgment that chooses between two responses, A and B."""
+
+    prompt: str | tuple[Message, ...]
+    response_a: str
+    response_b: str
+    task: str
+    judgment: str
+    source: str
+    id: str
+
+
+Example = JudgmentExample | ChoiceExample
+E = TypeVar("E", JudgmentExample, ChoiceExample)
 
 
 def read_pairs(lines: Iterable[str], name: str, tasks: Sequence[str], default_task: str | None = None) -> list[Pair]:
@@ -84,10 +103,28 @@ def read_judgments(
 
     A (source, id) may recur: both sides of a pair have judgments, and there may be several of each.
     """
+    return _read_examples(lines, name, JudgmentExample, ("response",), tasks, default_task)
+
+
+def read_choice_judgments(
+    lines: Iterable[str], name: str, tasks: Sequence[str], default_task: str | None = None
+) -> list[ChoiceExample]:
+    """Reads rows of pairwise SFT; arguments and errors as in `read_judgments`."""
+    return _read_examples(lines, name, ChoiceExample, ("response_a", "response_b"), tasks, default_task)
+
+
+def _read_examples(
+    lines: Iterable[str],
+    name: str,
+    kind_of: type[E],
+    responses: tuple[str, ...],
+    tasks: Sequence[str],
+    default_task: str | None,
+) -> list[E]:
     examples = [
-        JudgmentExample(
+        kind_of(
             row.prompt(),
-            row.text("response"),
+            *(row.text(field) for field in responses),
             row.task(tasks, default_task),
             row.text("judgment"),
             row.source(),
@@ -105,12 +142,12 @@ def pair_to_json(pair: Pair) -> str:
     return _to_json(pair)
 
 
-def judgment_to_json(example: JudgmentExample) -> str:
-    """The example as one line, without its line end; `read_judgments` gives it back."""
+def judgment_to_json(example: Example) -> str:
+    """The example as one line, without its line end; `read_judgments` (or `read_choice_judgments`) gives it back."""
     return _to_json(example)
 
 
-def prompt_key(pair: Pair | JudgmentExample) -> str:
+def prompt_key(pair: Pair | Example) -> str:
     """SHA-256 (hex) of the flattened prompt: equal for a text and for the same text as a single user message."""
     return hashlib.sha256(flatten(pair.prompt).encode()).hexdigest()
 
@@ -225,7 +262,7 @@ def _rows(lines: Iterable[str], name: str) -> Iterator[tuple[int, _Row]]:
         yield number, _Row(data, name, number)
 
 
-def _to_json(record: Pair | JudgmentExample) -> str:
+def _to_json(record: Pair | Example) -> str:
     return json.dumps({**vars(record), "prompt": _plain(record.prompt)}, ensure_ascii=False)
 
 

@@ -5,12 +5,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from patarm_core.pairs import (
+    ChoiceExample,
     DataError,
     JudgmentExample,
     Pair,
     judgment_to_json,
     pair_to_json,
     prompt_key,
+    read_choice_judgments,
     read_judgments,
     read_pairs,
     split_by_prompt,
@@ -28,6 +30,8 @@ pairs = st.builds(Pair, prompts, texts, texts, st.sampled_from(TASKS), texts, te
 )
 judgments = st.builds(JudgmentExample, prompts, texts, st.sampled_from(TASKS), texts, texts, texts)
 
+choices = st.builds(ChoiceExample, prompts, texts, texts, st.sampled_from(TASKS), texts, texts, texts)
+
 
 def _line(**changes):
     row = ROW | changes
@@ -44,6 +48,14 @@ def test_pairs_survive_being_written_and_read(written):
 @given(st.lists(judgments, min_size=1, max_size=4))
 def test_judgments_survive_being_written_and_read(written):
     assert read_judgments(map(judgment_to_json, written), "sft.jsonl", TASKS) == written
+
+
+@given(st.lists(choices, min_size=1, max_size=4))
+def test_pairwise_judgments_survive_being_written_and_read(written):
+    assert read_choice_judgments(map(judgment_to_json, written), "sft.jsonl", TASKS) == written
+    with pytest.raises(DataError) as error:
+        read_judgments(map(judgment_to_json, written), "sft.jsonl", TASKS)
+    assert str(error.value) == "sft.jsonl:1: response: missing; expected a text"
 
 
 def test_source_id_and_task_have_defaults():
