@@ -18,10 +18,11 @@ from patarm_core.embedded.splits import EmbeddedConfig
 from patarm_core.recipe import read_recipe
 from trainer.config import Recipe
 from trainer.distributed import World, world
-from trainer.grpo import VALUES, policy_loss, roll_out, step_advantages, to_trees
+from trainer.grpo import VALUES, roll_out, with_advantages
 from trainer.inputs import load_inputs
 from trainer.learner import Learner
 from trainer.machine import machine
+from trainer.policy_loss import PolicyLoss
 from trainer.replica import JudgeReplica
 from trainer.run_folder import Stopwatch, write_text
 from trainer.tiny import make_model
@@ -63,15 +64,15 @@ def _measure(
     recipe: Recipe, n: int, num_steps: int, pairs, replica: JudgeReplica, learner: Learner, here: World
 ) -> dict:
     recipe = replace(recipe, rollout=replace(recipe.rollout, num_rollouts=n))
-    token_loss = policy_loss(replace(recipe.grpo, kl_coef=0.0), None)
+    token_loss = PolicyLoss(replace(recipe.grpo, kl_coef=0.0), None)
     seconds: dict[str, list[float]] = {"rollout_s": [], "tree_s": [], "flat_s": []}
     tokens = {}
     for step in tqdm(range(num_steps + 1), desc=f"n = {n}"):
         watch = Stopwatch(here.device)
         engine = replica.refreshed(learner)
         mine, _ = roll_out(engine, replica.shared, pairs, recipe, step, watch)
-        advantage, _ = step_advantages([r for rollout in mine for r in rollout.rewards], len(mine), n, recipe.grpo)
-        trees, layouts = to_trees(mine, advantage), ["tree", "flat"]
+        trees, _ = with_advantages(mine, recipe, here)
+        layouts = ["tree", "flat"]
         for layout in layouts if step % 2 else layouts[::-1]:
             learner.layout = layout
             with watch.phase(f"{layout}_s"):

@@ -8,12 +8,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
-from typing import Literal
 
 from eval.pair_choices import PairChoices, read_choices
 from eval.pair_scores import ScoredPair
 from kernels.philox import stream_seed
-from patarm_core.judgment import Judgment, RubricSetting, parse, read_answer
+from patarm_core.judgment import JudgeMode, Judgment, RubricSetting, parse, read_answer
 from patarm_core.pairs import Pair
 from patarm_core.stats import wilson_interval
 from patarm_core.voting import Verdict, at_n, compare, mean_score
@@ -21,8 +20,6 @@ from rollout.contexts import ContextBuilder
 from rollout.engine import Engine
 from rollout.params import Completion, SamplingParams
 from rollout.questions import judgment_params
-
-JudgeMode = Literal["pointwise", "pairwise"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from fractions import Fraction
 from typing import Literal
 
 AnswerKind = Literal["score", "choice"]
+JudgeMode = Literal["pointwise", "pairwise"]  # each response scored by itself, or one chosen of two
 RubricSetting = Literal["adaptive", "primary", "generated"]
 FormatError = Literal["tags", "score"]
 Choice = Literal["A", "B"]

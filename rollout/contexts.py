@@ -8,8 +8,8 @@ from typing import Literal
 
 from transformers import PreTrainedTokenizerBase
 
-from patarm_core.judgment import RubricSetting
-from patarm_core.pairs import JudgmentExample, Pair, read_judgments, read_pairs
+from patarm_core.judgment import JudgeMode, RubricSetting
+from patarm_core.pairs import ChoiceExample, Example, Pair, read_choice_judgments, read_judgments, read_pairs
 from patarm_core.prompts import Prompt, pairwise, pointwise
 from patarm_core.rubrics import RubricBook, default_rubrics, parse_rubrics
 
@@ -44,8 +44,9 @@ def load_pairs(file: str | Path, book: RubricBook) -> list[Pair]:
     return read_pairs(read_text(file).split("\n"), str(file), book.tasks)
 
 
-def load_judgments(file: str | Path, book: RubricBook) -> list[JudgmentExample]:
-    return read_judgments(read_text(file).split("\n"), str(file), book.tasks)
+def load_judgments(file: str | Path, book: RubricBook, mode: JudgeMode = "pointwise") -> list[Example]:
+    read = read_judgments if mode == "pointwise" else read_choice_judgments
+    return read(read_text(file).split("\n"), str(file), book.tasks)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +77,21 @@ class ContextBuilder:
         """The contexts of the chosen and of the rejected response."""
         name = f"pair {pair.id} of {pair.source}"
         return tuple(self.pointwise(pair.prompt, side, pair.task, name) for side in (pair.chosen, pair.rejected))
+
+    def of_example(self, example: Example) -> list[int]:
+        """The context of a row of SFT."""
+        name = f"judgment {example.id}"
+        if isinstance(example, ChoiceExample):
+            return self.pairwise(example.prompt, example.response_a, example.response_b, example.task, name)
+        return self.pointwise(example.prompt, example.response, example.task, name)
+
+    def longest(self, pair: Pair, mode: JudgeMode) -> int:
+        """Tokens of the longest context in which the pair may be judged."""
+        if mode == "pointwise":
+            return max(map(len, self.sides(pair)))
+        name = f"pair {pair.id} of {pair.source}"
+        orders = (pair.chosen, pair.rejected), (pair.rejected, pair.chosen)
+        return max(len(self.pairwise(pair.prompt, a, b, pair.task, name)) for a, b in orders)
 
     def _token_ids(self, text: str, makes: str) -> list[int]:
         chat = self.tokenizer.apply_chat_template(

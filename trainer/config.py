@@ -9,6 +9,8 @@ from typing import Literal
 
 from patarm_core.advantages import Estimator
 from patarm_core.embedded.splits import EmbeddedConfig
+from patarm_core.judgment import JudgeMode
+from patarm_core.loss_weights import Normalization
 from patarm_core.par import MarginReward, constant, graded
 from rollout.contexts import PromptConfig
 
@@ -183,10 +185,27 @@ class GrpoConfig(StageConfig):
     group: Literal["side", "pair"] = "side"  # n judgments of one response, or 2n of both
     # "reinforce++" whitens over the whole step and knows no groups; its "_baseline" takes the group's mean off first
     advantage: Estimator = "grpo"
+    # "separately": PAR and format get advantages of their own, which are added; a format that varies much (early in
+    # training) then no longer shrinks, by the deviation it adds, what PAR says (patarm_core/advantages.py).
+    normalize_rewards: Literal["together", "separately"] = "together"
     margin: MarginConfig = MarginConfig()
+    # DAPO's soft punishment: a completion loses up to 1 of its reward in its last so many tokens before the limit; 0:
+    # off, as a judgment that is cut loses 1.5 already.
+    overlong_buffer_tokens: int = 0
+    # DAPO's dynamic sampling: pairs none of whose judgments has an advantage are dropped, as wholes, and the next pairs
+    # of the data take their places, in at most so many further rounds of rollouts a step; 0: off. The number of steps
+    # stays; what is drawn beyond it comes from the epochs that follow.
+    refill_rounds: int = 0
+    ratio: Literal["token", "sequence"] = "token"  # "sequence": GSPO; its paper clips at 3e-4 below and 4e-4 above
     clip_low: float = 0.2  # the ratio is clipped to [1 - clip_low, 1 + clip_high]
-    clip_high: float = 0.2
+    clip_high: float = 0.2  # DAPO: 0.28
     dual_clip: float = 0.0  # c > 1: loss of at most -c A where the advantage A < 0 (arXiv:1912.09729); 0: no bound
+    # What a token's loss is divided by, counted over the step: "token" all tokens, "sequence" the tokens of its
+    # completion and then the completions (GRPO's own), "constant" completions x max_completion_tokens (Dr. GRPO).
+    normalization: Normalization = "token"
+    # C > 0: policy losses weigh min(trainer's / rollout's probability, C), and the ratio is to the trainer's own
+    # log-probs before the step (trainer/policy_loss.py): for rollouts whose rounding differs, as in bfloat16. 0: off.
+    importance_cap: float = 0.0
     inner_epochs: int = 1  # optimiser steps on one set of rollouts
     kl_coef: float = 0.001  # of the KL estimate against the initial policy; 0 leaves the reference model out
     kl_estimator: Literal["k1", "k2", "k3"] = "k3"  # kernels/grpo_loss.py; as a loss, k1 pulls nowhere on average
@@ -201,8 +220,15 @@ class GrpoConfig(StageConfig):
         StageConfig.__post_init__(self)
         _check(self, _is_at_least(0), "at least 0", "num_sample_pairs", "clip_high", "kl_coef", "entropy_coef")
         _check(self, lambda share: 0 <= share < 1, "in [0, 1)", "clip_low")
+        _check(self, _is_at_least(0), "at least 0", "overlong_buffer_tokens", "refill_rounds")
         _check(self, lambda value: value == 0 or 1 < value < math.inf, "0 or above 1", "dual_clip")
+        _check(self, lambda value: value == 0 or 1 <= value < math.inf, "0 or at least 1", "importance_cap")
         _check(self, _is_at_least(1), "at least 1", "pairs_per_step", "inner_epochs")
+        if self.refill_rounds and self.advantage == "reinforce++":
+            raise ValueError(
+                f'refill_rounds={self.refill_rounds}: advantage = "reinforce++" knows no groups, and leaves no pair '
+                'without an advantage; "reinforce++_baseline" does'
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -284,6 +310,9 @@ class Recipe:
     out: str  # the run's folder; a number is added when it exists, unless the run resumes
     resume: bool = False  # go on with the run in `out`
     stages: tuple[Literal["sft", "grpo", "bt", "dpo"], ...] = ("sft", "grpo")
+    # How a pair is judged: each response scored by itself, or one chosen of the two, A and B. SFT then reads rows with
+    # response_a and response_b; RL rewards the right choice with 1, and a group is the n judgments of a pair.
+    mode: JudgeMode = "pointwise"
     num_processes: int = 0  # refuse to start with any other number; 0: whatever torchrun starts
     stop_within_s: float = 25.0  # from SIGTERM or SIGINT until the run has left; torchrun waits for 30 s, then kills
     model: ModelConfig = ModelConfig()
@@ -314,7 +343,15 @@ class Recipe:
             )
         if self.grpo.exact_logprobs and self.model.dtype != "float32":
             raise ValueError(f'grpo.exact_logprobs: needs model.dtype = "float32", got "{self.model.dtype}"')
-        if "grpo" in self.stages and self.grpo.group == "side" and self.rollout.num_rollouts < 2:
+        if "grpo" in self.stages and self.grpo.overlong_buffer_tokens > self.rollout.max_completion_tokens:
+            raise ValueError(
+                f"grpo.overlong_buffer_tokens={self.grpo.overlong_buffer_tokens} is above "
+                f"rollout.max_completion_tokens={self.rollout.max_completion_tokens}"
+            )
+        if "sft" in self.stages and self.mode == "pairwise" and self.data.source == "embedded":
+            raise ValueError('mode = "pairwise": the embedded set has no pairwise judgments for the stage sft')
+        is_group_of_one = self.mode == "pairwise" or self.grpo.group == "side"
+        if "grpo" in self.stages and is_group_of_one and self.rollout.num_rollouts < 2:
             raise ValueError(
                 f"a group baseline needs at least 2 rollouts per context, got num_rollouts={self.rollout.num_rollouts}"
             )

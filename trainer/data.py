@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from patarm_core.embedded.splits import make_splits
-from patarm_core.pairs import JudgmentExample, Pair, judgment_to_json, pair_to_json, prompt_key
+from patarm_core.pairs import Example, Pair, judgment_to_json, pair_to_json, prompt_key
 from patarm_core.rubrics import RubricBook
 from patarm_core.sampling import flip_sides
 from rollout.contexts import load_judgments, load_pairs
@@ -17,7 +17,7 @@ from trainer.run_folder import write_text
 
 @dataclass(frozen=True, slots=True)
 class RunData:
-    judgments: list[JudgmentExample]
+    judgments: list[Example]
     pairs: list[Pair]
     dev: list[Pair]
     held_out: list[Pair]
@@ -49,7 +49,7 @@ def load_data(recipe: Recipe, book: RubricBook) -> RunData:
         return load_pairs(file, book) if file else []
 
     data = RunData(
-        load_judgments(config.judgments, book) if needed["judgments"] else [],
+        load_judgments(config.judgments, book, recipe.mode) if needed["judgments"] else [],
         pairs(config.pairs) if needed["pairs"] else [],
         pairs(config.dev) if needed["dev"] else [],
         pairs(config.held_out),

@@ -1,4 +1,4 @@
-"""Sampled judgments of report.html: the chosen and the rejected response of a pair, side by side."""
+"""Sampled judgments of report.html: both sides of a pair next to each other, or a choice between them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from html import escape
 
 from patarm_core.judgment import JUDGMENT_TAGS
 
+BOTH = "both responses"  # of a pairwise judgment
 MAX_STEPS = 12  # shown, the first and the last among them: at 4,096 tokens each, all of a run would be megabytes
 
 _TAG = re.compile(rf"&lt;/?(?:{'|'.join(JUDGMENT_TAGS)})&gt;")
@@ -34,10 +35,11 @@ def judgments(samples: Sequence[dict]) -> str:
         rows = by_step[stage, step]
         pairs: dict[tuple[str, str], dict[str, dict]] = {}
         for row in rows:
-            pairs.setdefault((row["source"], row["id"]), {})[row["side"]] = row
+            pairs.setdefault((row["source"], row["id"]), {})[row.get("side", BOTH)] = row
         inside = "\n".join(_pair(f"{source}, {name}", sides) for (source, name), sides in pairs.items())
         is_open = " open" if (stage, step) == shown[-1] else ""
-        told = f"scores {', '.join(_scores(sides) for sides in pairs.values())}"
+        word = "choices" if all(BOTH in sides for sides in pairs.values()) else "scores"
+        told = f"{word} {', '.join(_scores(sides) for sides in pairs.values())}"
         summary = f'{escape(stage)} step {step} <span class="muted">{escape(told)}</span>'
         parts.append(f'<details{is_open}><summary>{summary}</summary><div class="inside">\n{inside}\n</div></details>')
     return "\n".join(parts)
@@ -51,13 +53,15 @@ def spread(items: Sequence, most: int) -> list:
 
 
 def _scores(sides: dict[str, dict]) -> str:
+    if BOTH in sides:
+        return _score(sides[BOTH])
     return " : ".join(_score(sides[side]) if side in sides else "-" for side in ("chosen", "rejected"))
 
 
 def _pair(name: str, sides: dict[str, dict]) -> str:
     prompt = next((row["prompt"] for row in sides.values() if row.get("prompt")), None)
     asked = f'<p class="label">prompt</p><pre class="judged">{escape(prompt)}</pre>' if prompt else ""
-    columns = "\n".join(_side(sides[side]) for side in ("chosen", "rejected") if side in sides)
+    columns = "\n".join(_side(sides[side]) for side in ("chosen", "rejected", BOTH) if side in sides)
     return f'<div class="pair"><p class="label">{escape(name)}</p>{asked}\n<div class="sides">\n{columns}\n</div></div>'
 
 
@@ -67,13 +71,17 @@ def _side(row: dict) -> str:
     error = f'<span class="bad">{escape(row["error"])} error</span>' if row.get("error") else ""
     response = row.get("response")
     shown = f'<p class="label">response</p><pre class="judged">{escape(response)}</pre>' if response else ""
+    verdict = f"{'choice' if 'choice' in row else 'score'} {_score(row)}"
     text = _TAG.sub(lambda match: f'<span class="tag">{match[0]}</span>', escape(row["judgment"]))
     return (
-        f'<div><div class="verdict"><strong>{escape(row["side"])}</strong><span>score {_score(row)}</span>'
+        f'<div><div class="verdict"><strong>{escape(row.get("side", BOTH))}</strong><span>{escape(verdict)}</span>'
         f'<span class="{kind}">reward {reward:+g}</span>{error}</div>{shown}'
         f'<p class="label">judgment</p><pre>{text}</pre></div>'
     )
 
 
 def _score(row: dict) -> str:
+    """The score, or which response was chosen."""
+    if "choice" in row:
+        return row["choice"] or "-"
     return "-" if row["score"] is None else f"{row['score']:g}"

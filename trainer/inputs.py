@@ -8,8 +8,8 @@ from itertools import chain
 
 from transformers import PreTrainedTokenizerBase
 
-from patarm_core.judgment import RubricSetting, judgment_tags, parse
-from patarm_core.pairs import JudgmentExample
+from patarm_core.judgment import JudgeMode, RubricSetting, judgment_tags, parse
+from patarm_core.pairs import Example
 from rollout.contexts import ContextBuilder, load_rubrics
 from rollout.decoder import DecoderConfig
 from rollout.vocabulary import load_tokenizer
@@ -45,7 +45,7 @@ def load_inputs(recipe: Recipe, model: str) -> Inputs:
     book = load_rubrics(recipe.prompt.rubrics_file)
     data = load_data(recipe, book)
     if "sft" in recipe.stages:
-        _check_format(data.judgments, recipe.prompt.rubrics)
+        _check_format(data.judgments, recipe.mode, recipe.prompt.rubrics)
     if model:
         tokenizer = load_tokenizer(model)
     else:
@@ -74,15 +74,16 @@ def load_inputs(recipe: Recipe, model: str) -> Inputs:
     return Inputs(data, tokenizer, model_config, contexts, judgments, objectives)
 
 
-def _check_format(judgments: Sequence[JudgmentExample], rubrics: RubricSetting) -> None:
+def _check_format(judgments: Sequence[Example], mode: JudgeMode, rubrics: RubricSetting) -> None:
     """SFT imitates judgments that the strict parser takes: GRPO would punish what it learns from others."""
+    answer, right = ("score", "a number from 0 to 10") if mode == "pointwise" else ("choice", "A or B")
     tags = " ".join(f"<{tag}>…</{tag}>" for tag in judgment_tags(rubrics))
     problems = {
         "tags": f'tag error; with prompt.rubrics = "{rubrics}" these are right, each once and in this order: {tags}',
-        "score": "score error; right is a number from 0 to 10 in <answer>…</answer>",
+        "score": f"{answer} error; right is {right} in <answer>…</answer>",
     }
     for example in judgments:
-        if (error := parse(example.judgment, rubrics=rubrics).error) is not None:
+        if (error := parse(example.judgment, answer, rubrics).error) is not None:
             raise ValueError(f"judgment {example.id} of {example.source}: {problems[error]}")
 
 
@@ -103,7 +104,7 @@ def _lengths(
     for pairs in (data.pairs if "grpo" in recipe.stages else [], *measured):
         for pair in pairs:
             name = f"pair {pair.id} of {pair.source}: context and rollout.max_completion_tokens make"
-            length = max(map(len, contexts.sides(pair))) + num_new
+            length = contexts.longest(pair, recipe.mode) + num_new
             yield name, length, *position_limit
             if pairs is data.pairs:
                 limit = room(recipe.grpo.tokens_per_micro_batch)

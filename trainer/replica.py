@@ -7,7 +7,7 @@ from functools import cached_property
 
 import torch
 
-from eval.pair_accuracy import Judged, JudgedPair, format_rates, judge_sampling, pair_accuracy, read_leniently
+from eval.pair_accuracy import Judged, format_rates, judge_sampling, pair_accuracy
 from patarm_core.pairs import Pair
 from rollout.contexts import ContextBuilder
 from rollout.decoder import Decoder, DecoderConfig
@@ -30,7 +30,7 @@ class JudgeReplica:
         self.contexts, self.world = contexts, world
         self.shared = SharedRollout(contexts, world)
         self._model_config, self._dtype = model_config, DTYPES[recipe.model.dtype]
-        self._seed, self._rollout, self._eval = recipe.seed, recipe.rollout, recipe.eval
+        self._seed, self._rollout, self._eval, self._mode = recipe.seed, recipe.rollout, recipe.eval, recipe.mode
 
     @cached_property
     def _engine(self) -> Engine:
@@ -50,12 +50,21 @@ class JudgeReplica:
         refuse_stale_weights(decoder, learner.decoder, self.world)
         return self._engine
 
-    def judge(self, learner: Learner, pairs: Sequence[Pair], n: int, progress: str = "") -> list[JudgedPair]:
-        """n judgments of each side of the pairs, drawn by all ranks; every rank gets all of them, in order."""
-        sampling = judge_sampling(n, self._seed, self._rollout.max_completion_tokens, self._eval.temperature)
+    def judge(self, learner: Learner, pairs: Sequence[Pair], n: int, progress: str = "") -> list[Judged]:
+        """n judgments of each side of the pairs (pairwise: of both together), drawn by all ranks.
+
+        Every rank gets all of them, in order.
+        """
+        sampling = judge_sampling(
+            n, self._seed, self._rollout.max_completion_tokens, self._eval.temperature, self._mode
+        )
         rubrics = self.contexts.config.rubrics
         drawn = self.shared.draw(
-            self.refreshed(learner), pairs, sampling, lambda pair, sides: read_leniently(pair, sides, rubrics), progress
+            self.refreshed(learner),
+            pairs,
+            sampling,
+            lambda pair, completions: sampling.read(pair, completions, rubrics, is_lenient=True),
+            progress,
         )
         self.shared.wait(drawn)
         return self.shared.of_all_pairs(drawn)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from patarm_core.pairs import JudgmentExample, Pair
+from patarm_core.pairs import Example, Pair
 from patarm_core.sampling import PairRandomSampler
 from rollout.contexts import ContextBuilder
 from trainer.balance import my_share
@@ -20,12 +20,12 @@ from trainer.token_tree import Leaf, MicroBatch
 STAGE = "sft"
 
 
-def sft_leaves(examples: Sequence[JudgmentExample], contexts: ContextBuilder) -> list[Leaf]:
+def sft_leaves(examples: Sequence[Example], contexts: ContextBuilder) -> list[Leaf]:
     """One per judgment; the completion ends with the tokenizer's end token."""
     end = contexts.tokenizer.eos_token_id
     return [
         Leaf(
-            contexts.pointwise(example.prompt, example.response, example.task, f"judgment {example.id}"),
+            contexts.of_example(example),
             [*contexts.tokenizer.encode(example.judgment, add_special_tokens=False), end],
             name=f"judgment {example.id} of {example.source}",
         )

@@ -27,8 +27,8 @@ from trainer.distributed import World
 from trainer.mistakes import PATIENCE_S
 from trainer.token_tree import Leaf
 
-Sides = list[list[Completion]]  # n of the chosen and n of the rejected response
-Contexts = tuple[list[int], list[int]]
+Sides = list[list[Completion]]  # n of the chosen and n of the rejected response; pairwise n of both
+Contexts = tuple[list[int], ...]  # of each side, or one with both
 T = TypeVar("T")
 
 
@@ -70,7 +70,7 @@ class SharedRollout:
     ) -> Drawn[T]:
         """Takes pairs until there are none left, and keeps of each what `keep` makes of its completions."""
         world, start = self.world, time.perf_counter()
-        contexts = [self.contexts.sides(pair) for pair in world.share(list(pairs))]
+        contexts = [sampling.contexts(self.contexts, pair) for pair in world.share(list(pairs))]
         own = dict(zip(world.share(list(range(len(pairs)))), contexts, strict=True))
         order, queue = self._order(pairs, contexts, sampling), None
         if world.size > 1:
@@ -82,7 +82,7 @@ class SharedRollout:
         drawn_contexts: dict[int, Contexts] = {}
 
         def requests(i: int) -> list[tuple[list[int], SamplingParams]]:
-            drawn_contexts[i] = own[i] if i in own else self.contexts.sides(pairs[i])
+            drawn_contexts[i] = own[i] if i in own else sampling.contexts(self.contexts, pairs[i])
             return sampling.requests(pairs[i], drawn_contexts[i])
 
         # Of several ranks one shows a bar, of its even share.
@@ -154,10 +154,8 @@ class SharedRollout:
         ]
         return {i: everything[i] for i in share(trees)}
 
-    def _order(
-        self, pairs: Sequence[Pair], contexts: Sequence[tuple[list[int], list[int]]], sampling: PairSampling
-    ) -> list[int]:
-        """All pairs, by the tokens of both contexts and those that their completions are expected to have."""
+    def _order(self, pairs: Sequence[Pair], contexts: Sequence[Contexts], sampling: PairSampling) -> list[int]:
+        """All pairs, by the tokens of their contexts and those that their completions are expected to have."""
         costs = [sampling.num_judgments * self._expected_tokens(pair.task, sampling.max_tokens) for pair in pairs]
         for rank, lengths in enumerate(self.world.gather([sum(map(len, sides)) for sides in contexts])):
             for i, length in zip(range(rank, len(pairs), self.world.size), lengths, strict=True):

@@ -13,8 +13,8 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from transformers import PreTrainedTokenizerFast
 
 from patarm_core.judgment import ALL_TAGS
-from patarm_core.pairs import JudgmentExample, Pair
-from patarm_core.prompts import flatten, pointwise
+from patarm_core.pairs import ChoiceExample, Example, Pair
+from patarm_core.prompts import flatten, pairwise, pointwise
 from patarm_core.rubrics import RubricBook
 from rollout.contexts import PromptConfig
 from rollout.decoder import Decoder, DecoderConfig, init_weights_
@@ -76,13 +76,13 @@ def make_model(
     save_decoder(init_weights_(Decoder(config), seed, init_std), path, torch.float32)
 
 
-def judge_texts(examples: Sequence[JudgmentExample], prompt: PromptConfig, book: RubricBook) -> list[str]:
+def judge_texts(examples: Sequence[Example], prompt: PromptConfig, book: RubricBook) -> list[str]:
     """The texts that SFT will read."""
     return [
         text
         for row in examples
         for text in (
-            pointwise(row.prompt, row.response, row.task, book, rubrics=prompt.rubrics, template=prompt.template),
+            _context_text(row, prompt, book),
             row.judgment,
             _ROLES,
         )
@@ -99,6 +99,13 @@ def small_tokenizer(vocab_size: int, texts: Sequence[str]) -> PreTrainedTokenize
     if not texts:
         raise ValueError("model.path: not given, and without SFT judgments there are no texts to make a tokenizer from")
     return make_tokenizer(texts, vocab_size)
+
+
+def _context_text(row: Example, prompt: PromptConfig, book: RubricBook) -> str:
+    asked = {"rubrics": prompt.rubrics, "template": prompt.template}
+    if isinstance(row, ChoiceExample):
+        return pairwise(row.prompt, row.response_a, row.response_b, row.task, book, **asked)
+    return pointwise(row.prompt, row.response, row.task, book, **asked)
 
 
 def small_config(small: SmallModelConfig) -> DecoderConfig:

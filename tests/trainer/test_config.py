@@ -95,6 +95,14 @@ def test_a_mistyped_override_names_the_nearest_key():
         ("grpo.clip_high=-0.1", "[grpo]: clip_high=-0.1 must be at least 0"),
         ("grpo.dual_clip=1", "[grpo]: dual_clip=1.0 must be 0 or above 1"),
         ("grpo.dual_clip=-3", "[grpo]: dual_clip=-3.0 must be 0 or above 1"),
+        ("grpo.refill_rounds=-1", "[grpo]: refill_rounds=-1 must be at least 0"),
+        (
+            "grpo.overlong_buffer_tokens=5000",
+            "grpo.overlong_buffer_tokens=5000 is above rollout.max_completion_tokens=4096",
+        ),
+        ("grpo.importance_cap=0.5", "[grpo]: importance_cap=0.5 must be 0 or at least 1"),
+        ("grpo.ratio=word", 'grpo.ratio: expected one of "token", "sequence", got "word"'),
+        ("mode=both", 'mode: expected one of "pointwise", "pairwise", got "both"'),
         ("grpo.kl_estimator=k4", 'grpo.kl_estimator: expected one of "k1", "k2", "k3", got "k4"'),
         ("grpo.margin.low=2", "a graded margin reward needs threshold >= 0 and 0 <= low <= high, got "),
         ("rollout.max_completion_tokens=0", "[rollout]: max_completion_tokens=0 must be at least 1"),
@@ -113,6 +121,16 @@ def test_a_value_out_of_range_is_told_in_one_line(override, message):
     assert message in str(error.value)
     assert str(error.value).startswith(("command line: ", "recipe.toml, command line: "))
     assert "\n" not in str(error.value)
+
+
+def test_settings_that_do_not_go_together_are_told():
+    with pytest.raises(RecipeError, match=r'refill_rounds=2: advantage = "reinforce\+\+" knows no groups'):
+        read("grpo.refill_rounds=2", "grpo.advantage=reinforce++")
+    assert read("grpo.refill_rounds=2", "grpo.advantage=reinforce++_baseline").grpo.refill_rounds == 2
+    with pytest.raises(RecipeError, match="the embedded set has no pairwise judgments for the stage sft"):
+        read("mode=pairwise", "data.source=embedded")
+    with pytest.raises(RecipeError, match="needs at least 2 rollouts per context, got num_rollouts=1"):
+        read("mode=pairwise", "rollout.num_rollouts=1", "grpo.group=pair")
 
 
 def test_files_beside_the_embedded_source_are_refused_and_not_ignored():

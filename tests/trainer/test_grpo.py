@@ -15,10 +15,13 @@ from rollout.contexts import PromptConfig
 from rollout.params import Completion
 from rollout.questions import STOP
 from tests import tiny_runs
-from trainer import grpo
+from trainer import grpo, policy_loss
 from trainer.config import GrpoConfig, MarginConfig, Recipe
 from trainer.distributed import World
 from trainer.main import main
+from trainer.policy_loss import PolicyLoss
+from trainer.rewards import PairRollout, step_advantages
+from trainer.rollout_report import rollout_metrics, sample_records
 from trainer.run_folder import Stopwatch
 from trainer.shared_rollout import SharedRollout
 from trainer.token_tree import Leaf, MicroBatch, TokenTree
@@ -59,7 +62,7 @@ class Script:
             )
 
 
-def roll_out(engine: Script, pairs: list[Pair], recipe: Recipe, step: int) -> list[grpo.PairRollout]:
+def roll_out(engine: Script, pairs: list[Pair], recipe: Recipe, step: int) -> list[PairRollout]:
     alone = World(0, 1, torch.device("cpu"), None)
     shared = SharedRollout(Contexts(), alone)
     return grpo.roll_out(engine, shared, pairs, recipe, step, Stopwatch(alone.device))[0]
@@ -143,6 +146,12 @@ def test_the_last_token_of_the_stop_string_ends_a_judgment():
 REWARDS = [1.2, 0.0, 0.0, 0.0, 1.4, -1.5, 1.2, 0.0]
 
 
+def advantages_of(rewards: list[float], num_pairs: int, config: GrpoConfig) -> tuple[list[float], dict[str, float]]:
+    """Of rewards that are PAR's alone, and how many groups are lost."""
+    found, metrics = step_advantages({"par": rewards, "format": [0.0] * len(rewards)}, num_pairs, config)
+    return found, {name: value for name, value in metrics.items() if name.startswith("zero_")}
+
+
 def by_hand(rewards: list[float], size: int) -> list[float]:
     """(R - mean) / (sample deviation + 1e-6) of consecutive groups; 0 in a group of equals."""
     advantages = []
@@ -155,7 +164,7 @@ def by_hand(rewards: list[float], size: int) -> list[float]:
 
 
 def test_advantages_per_side_compare_the_judgments_of_one_response():
-    found, lost = grpo.step_advantages(REWARDS, 2, 2, GrpoConfig(group="side"))
+    found, lost = advantages_of(REWARDS, 2, GrpoConfig(group="side"))
     root = math.sqrt(0.5)
     assert found == pytest.approx([root, -root, 0, 0, root, -root, root, -root], abs=1e-5)
     assert found == pytest.approx(by_hand(REWARDS, 2), rel=1e-12)
@@ -163,7 +172,7 @@ def test_advantages_per_side_compare_the_judgments_of_one_response():
 
 
 def test_advantages_per_pair_compare_the_judgments_of_both_responses():
-    found, lost = grpo.step_advantages(REWARDS, 2, 2, GrpoConfig(group="pair"))
+    found, lost = advantages_of(REWARDS, 2, GrpoConfig(group="pair"))
     assert found[:4] == pytest.approx([1.5, -0.5, -0.5, -0.5], abs=1e-5)
     assert found == pytest.approx(by_hand(REWARDS, 4), rel=1e-12)
     assert lost == {"zero_advantage_groups": 0, "zero_advantage_share": 0.0}
@@ -180,30 +189,32 @@ def test_advantages_per_pair_compare_the_judgments_of_both_responses():
     ],
 )  # fmt: skip
 def test_the_other_estimators_by_hand(advantage, expected):
-    found, _ = grpo.step_advantages(REWARDS, 2, 2, GrpoConfig(advantage=advantage))
+    found, _ = advantages_of(REWARDS, 2, GrpoConfig(advantage=advantage))
     assert found == pytest.approx(expected, rel=1e-5)
 
 
 def test_plain_reinforce_knows_no_groups():
     """A group of equals is above or below the step's mean, so it is not lost; only a step of equals is."""
-    found, lost = grpo.step_advantages(REWARDS, 2, 2, GrpoConfig(advantage="reinforce++"))
+    found, lost = advantages_of(REWARDS, 2, GrpoConfig(advantage="reinforce++"))
     assert found[2] == found[3] < 0 and lost["zero_advantage_groups"] == 0
-    of_pairs, _ = grpo.step_advantages(REWARDS, 2, 2, GrpoConfig(advantage="reinforce++", group="pair"))
+    of_pairs, _ = advantages_of(REWARDS, 2, GrpoConfig(advantage="reinforce++", group="pair"))
     assert of_pairs == found
-    assert grpo.step_advantages([1.2] * 8, 2, 2, GrpoConfig(advantage="reinforce++"))[1]["zero_advantage_groups"] == 4
+    assert advantages_of([1.2] * 8, 2, GrpoConfig(advantage="reinforce++"))[1]["zero_advantage_groups"] == 4
 
 
 def test_groups_without_variance_are_counted_and_get_exactly_zero():
-    found, lost = grpo.step_advantages([1.2] * 4 + [0.0] * 2 + [1.2, 0.0], 2, 2, GrpoConfig())
+    found, lost = advantages_of([1.2] * 4 + [0.0] * 2 + [1.2, 0.0], 2, GrpoConfig())
     assert lost == {"zero_advantage_groups": 3, "zero_advantage_share": 3 / 4}
     assert found[:6] == [0.0] * 6
-    found, lost = grpo.step_advantages([-1.5] * 8, 2, 2, GrpoConfig(group="pair"))
+    found, lost = advantages_of([-1.5] * 8, 2, GrpoConfig(group="pair"))
     assert (found, lost) == ([0.0] * 8, {"zero_advantage_groups": 2, "zero_advantage_share": 1.0})
 
 
 def test_each_judgment_carries_its_own_advantage_on_all_of_its_tokens(rollouts):
     advantage = [float(number) for number in range(16)]
-    trees = [tree for rollout in rollouts for tree in grpo.to_trees([rollout], advantage)]  # whichever a rank has
+    trees = [
+        tree for rollout in rollouts for tree in grpo.to_trees([rollout], advantage, lambda length: 1 / length)
+    ]  # whichever a rank has
     assert [leaf.context for tree in trees for leaf in tree] == [
         context for context in ([1, 0], [2, 0, 0], [1, 1], [2, 1, 0]) for _ in range(4)
     ]
@@ -214,10 +225,11 @@ def test_each_judgment_carries_its_own_advantage_on_all_of_its_tokens(rollouts):
         assert leaf.completion == completion.token_ids
         assert leaf.values["advantage"].tolist() == [expected] * len(leaf.completion)
         assert leaf.values["old_logprob"] is completion.logprobs
+        assert leaf.values["weight"].tolist() == pytest.approx([1 / len(leaf.completion)] * len(leaf.completion))
 
 
 def test_metrics_split_the_reward_and_count_what_went_wrong(rollouts):
-    metrics = grpo.rollout_metrics([(rollout.judged, rollout.rewards) for rollout in rollouts])
+    metrics = rollout_metrics([(rollout.judged, rollout.parts) for rollout in rollouts])
     assert metrics["reward"] == pytest.approx((1.4 + 1.4 - 1.5 + 1.2 - 1.0 + 1.4) / 16)
     assert metrics["reward_format"] == pytest.approx(-2.5 / 16)
     assert metrics["reward_par"] == pytest.approx(5.4 / 16)
@@ -235,13 +247,13 @@ def test_metrics_of_a_step_without_one_valid_judgment_are_numbers():
     script = Script({(1, 0): ["no"] * 2, (2, 0, 0): ["no"] * 2})
     recipe = tiny_runs.recipe_of(RECIPE | {"rollout.num_rollouts": 2})
     (rollout,) = roll_out(script, [pair("0")], recipe, 0)
-    metrics = grpo.rollout_metrics([(rollout.judged, rollout.rewards)])
+    metrics = rollout_metrics([(rollout.judged, rollout.parts)])
     assert (metrics["reward"], metrics["reward_par"], metrics["pair_unscored"]) == (-1.5, 0.0, 1.0)
     assert all(math.isfinite(value) for value in metrics.values())
 
 
 def test_samples_show_the_first_judgment_of_each_side(rollouts):
-    assert grpo.sample_records(rollouts, 7, 1) == [
+    assert sample_records(rollouts, "grpo", 7, 1) == [
         {
             "stage": "grpo", "step": 7, "source": "here", "id": "0", "side": "chosen", "judgment": judged("9"),
             "score": 9.0, "error": None, "reward": 1.4, "prompt": "Which?", "response": "good",
@@ -251,14 +263,14 @@ def test_samples_show_the_first_judgment_of_each_side(rollouts):
             "score": 5.0, "error": None, "reward": 1.2, "prompt": "Which?", "response": "bad",
         },
     ]  # fmt: skip
-    assert len(grpo.sample_records(rollouts, 7, 5)) == 4
-    assert grpo.sample_records(rollouts, 7, 0) == []
+    assert len(sample_records(rollouts, "grpo", 7, 5)) == 4
+    assert sample_records(rollouts, "grpo", 7, 0) == []
 
 
 def test_a_sample_that_cannot_be_read_says_why():
     script = Script({(1, 0): ["no tags", "x"], (2, 0, 0): [judged("11"), "x"]})
     rollouts = roll_out(script, [pair("0")], tiny_runs.recipe_of(RECIPE | {"rollout.num_rollouts": 2}), 0)
-    records = grpo.sample_records(rollouts, 1, 1)
+    records = sample_records(rollouts, "grpo", 1, 1)
     assert [(r["score"], r["error"], r["reward"]) for r in records] == [(None, "tags", -1.5), (None, "score", -1.0)]
 
 
@@ -271,7 +283,7 @@ def with_values(values: dict[str, torch.Tensor]) -> MicroBatch:
 def test_the_loss_reports_how_far_rollout_and_trainer_disagree():
     values = {"old_logprob": torch.tensor([-1.0, -2.0, -3.0]), "advantage": torch.tensor([1.0, 1.0, -1.0])}
     batch = with_values(values)
-    loss_T, metrics = grpo.policy_loss(GrpoConfig(kl_coef=0.0), None)(
+    loss_T, metrics = PolicyLoss(GrpoConfig(kl_coef=0.0), None)(
         batch, torch.tensor([-1.0, -1.5, -3.5]), torch.tensor([0.1, 0.2, 0.3])
     )
     assert metrics["logprob_gap"].tolist() == [0.0, 0.5, 0.5]
@@ -281,11 +293,11 @@ def test_the_loss_reports_how_far_rollout_and_trainer_disagree():
 
 
 def test_the_loss_is_the_recipes(monkeypatch):
-    monkeypatch.setattr(grpo, "token_logprobs", lambda reference, batch, is_exact: (reference, None))
+    monkeypatch.setattr(policy_loss, "token_logprobs", lambda reference, batch, is_exact: (reference, None))
     values = {"old_logprob": torch.tensor([-1.0, -2.0, -3.0]), "advantage": torch.tensor([-1.0, -1.0, -1.0])}
     batch = with_values(values)
     config = GrpoConfig(clip_low=0.1, dual_clip=2.0, kl_coef=0.5, kl_estimator="k2", entropy_coef=0.25)
-    loss_T, metrics = grpo.policy_loss(config, torch.tensor([0.0, -2.5, -3.0]))(
+    loss_T, metrics = PolicyLoss(config, torch.tensor([0.0, -2.5, -3.0]))(
         batch, torch.tensor([0.0, -2.0, -4.0]), torch.tensor([1.0, 2.0, 0.0])
     )
     assert metrics["clip_share"].tolist() == [True, False, True]  # ratios e: above 2, 1, 1/e: below 0.9

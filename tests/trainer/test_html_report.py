@@ -4,6 +4,7 @@ import json
 import math
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
@@ -217,3 +218,15 @@ def test_the_page_is_made_without_torch():
     program = "import sys, trainer.html_report; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
+
+
+def test_a_choice_between_both_responses_is_shown_as_one():
+    row = {
+        "stage": "grpo", "step": 1, "source": "tiny", "id": "7", "is_swapped": True, "judgment": f"I choose {HOSTILE}",
+        "choice": "rejected", "error": None, "reward": 0.0, "prompt": "Why?", "response": "A: bad\n\nB: good",
+    }  # fmt: skip
+    shown = Page(page(replace(FULL, samples=[row, row | {"step": 2, "choice": None, "error": "tags"}])))
+    text = " ".join(shown.texts)
+    for part in ("choices rejected", "both responses", "choice rejected", "choice -", "tags error", "B: good"):
+        assert part in text
+    assert "script" not in shown.tags and "img" not in shown.tags

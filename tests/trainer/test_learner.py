@@ -20,15 +20,16 @@ from rollout.weights import full_tensors, load_decoder
 from tests.tiny_runs import SMALL, arguments, groups, records, settings, train
 from trainer.config import GrpoConfig, ModelConfig, OptimConfig
 from trainer.distributed import World
-from trainer.grpo import VALUES, policy_loss
+from trainer.grpo import VALUES
 from trainer.learner import Learner, learning_rate
 from trainer.logprobs import token_logprobs
+from trainer.policy_loss import PolicyLoss
 from trainer.sft import negative_log_likelihood
 from trainer.token_tree import Leaf, MicroBatch, TokenTree
 
 ROOT = Path(__file__).resolve().parents[2]
 OPTIM = OptimConfig(lr=1e-3, grad_clip=1e9)
-POLICY = policy_loss(GrpoConfig(kl_coef=0.0), None)
+POLICY = PolicyLoss(GrpoConfig(kl_coef=0.0), None)
 
 
 @dataclass

@@ -29,8 +29,9 @@ from rollout.weights import save_decoder
 from tests.tiny_runs import groups
 from trainer.config import GrpoConfig, ModelConfig, OptimConfig
 from trainer.distributed import world
-from trainer.grpo import VALUES, policy_loss
+from trainer.grpo import VALUES
 from trainer.learner import Learner
+from trainer.policy_loss import PolicyLoss
 
 def train(rank, size, port, model, out, shard_size, reduce_each, cpu_offload):
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
@@ -38,7 +39,7 @@ def train(rank, size, port, model, out, shard_size, reduce_each, cpu_offload):
     optim = OptimConfig(lr=1e-3, schedule="constant", cpu_offload=cpu_offload)
     with world(size, shard_size) as here:
         learner = Learner(model, settings, optim, 3, here)
-        loss = policy_loss(GrpoConfig(kl_coef=0.0), None)
+        loss = PolicyLoss(GrpoConfig(kl_coef=0.0), None)
         told = [learner.update(here.share(groups(7, seed=i)), loss, 48, i, VALUES) for i in range(3)]
         save_decoder(learner.decoder, out, torch.float32, is_writer=here.is_main)
         if here.is_main:
