@@ -5,15 +5,16 @@ import torch
 
 from tests.tiny_runs import groups, recipe_of, settings
 from trainer.config import GrpoConfig, ModelConfig, OptimConfig
-from trainer.grpo import VALUES, policy_loss
+from trainer.grpo import VALUES
 from trainer.inputs import load_inputs
 from trainer.learner import Learner
 from trainer.live_weights import refuse_stale_weights
 from trainer.mistakes import Halt
+from trainer.policy_loss import PolicyLoss
 from trainer.replica import JudgeReplica
 
 OPTIM = OptimConfig(lr=3e-2)
-POLICY = policy_loss(GrpoConfig(kl_coef=0.0), None)
+POLICY = PolicyLoss(GrpoConfig(kl_coef=0.0), None)
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ from random import Random
 import pytest
 
 from tests import tiny_runs
+from trainer import grpo
 from trainer.main import main
 
 OBJECTIVES = {
@@ -43,6 +44,37 @@ def test_an_objective_trains(name, tiny_files, tiny_judge, tmp_path):
         for step in (first, second):
             assert step["pairs_drawn"] >= 3 and 1 <= step["rollout_rounds"] <= 3
             assert step["pairs_drawn"] - step["pairs_dropped"] <= 3
+
+
+def without_times(rows: list[dict]) -> list[dict]:
+    return [{k: v for k, v in row.items() if k != "tokens_per_s" and not k.endswith("_s")} for row in rows]
+
+
+def test_dynamic_sampling_draws_the_same_pairs_when_a_run_resumes(tiny_files, tiny_judge, tmp_path, monkeypatch):
+    """Killed between the rounds of a step: to the bit what it would have been, pairs drawn and dropped among it."""
+    settings = job(tiny_files, tiny_judge, tmp_path / "whole", kl_coef=0, refill_rounds=2, checkpoint_every=1, steps=4)
+    settings |= {"rollout.num_rollouts": 2}
+    tiny_runs.train(settings)
+    whole = without_times(tiny_runs.records(tmp_path / "whole"))
+    late = max(step["step"] for step in whole if step["rollout_rounds"] > 1)
+    assert late > 1 and sum(step["pairs_dropped"] for step in whole) > 0
+    num_calls, real = 0, grpo.roll_out
+
+    def roll_out(*arguments):
+        nonlocal num_calls
+        num_calls += 1
+        if num_calls == sum(step["rollout_rounds"] for step in whole[: late - 1]) + 2:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(grpo, "roll_out", roll_out)
+        assert main(tiny_runs.arguments(settings | {"out": tmp_path / "cut"})) != 0
+    assert len(tiny_runs.records(tmp_path / "cut")) == late - 1
+    tiny_runs.train(settings | {"out": tmp_path / "cut", "resume": True})
+    assert without_times(tiny_runs.records(tmp_path / "cut")) == whole
+    weights = [(tmp_path / run / "models" / "grpo" / "model.safetensors").read_bytes() for run in ("cut", "whole")]
+    assert weights[0] == weights[1]
 
 
 def choice_rows(numbers) -> list[dict]:
