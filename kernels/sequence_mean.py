@@ -1,4 +1,6 @@
-"""The mean of a value over each sequence's tokens, at each of them: what GSPO makes of a token's log-ratio.
+"""Sums of a value over each sequence's tokens, and its mean at each of them: what GSPO makes of a token's log-ratio.
+
+Both run in the order of the tokens on every device, without atomics: deterministic.
 
 T loss tokens of all sequences, one sequence after the other   S sequences
 """
@@ -14,6 +16,16 @@ from kernels.check import check_dtype, check_shapes
 FLOATS = (torch.float32, torch.float64)
 
 
+def sequence_sum_ref(x_T: Tensor, sequence_T: Tensor, num_sequences: int) -> Tensor:
+    """The definition; autograd gives its gradient. See `sequence_sum`."""
+    return torch.stack([x_T[sequence_T == sequence].sum() for sequence in range(num_sequences)])
+
+
+def sequence_sum(x_T: Tensor, sequence_T: Tensor, num_sequences: int) -> Tensor:
+    """sum_S of x over each sequence; 0 of one without tokens. Arguments and errors as in `sequence_mean`."""
+    return _sums(x_T, _num_tokens(x_T, sequence_T, num_sequences))
+
+
 def sequence_mean_ref(x_T: Tensor, sequence_T: Tensor) -> Tensor:
     """The definition; autograd gives its gradient. See `sequence_mean`."""
     means = [x_T[sequence_T == sequence].mean() for sequence in sequence_T.tolist()]
@@ -24,7 +36,7 @@ def sequence_mean(x_T: Tensor, sequence_T: Tensor, num_sequences: int) -> Tensor
     """For every token the mean of x over its sequence.
 
     As a linear map it is its own transpose (1 / length in the block of each sequence), so its gradient is the same mean
-    of the upstream gradient. Sums run in the order of the tokens on every device, without atomics: deterministic.
+    of the upstream gradient.
 
     Args:
         x_T: float32 or float64.
@@ -35,11 +47,7 @@ def sequence_mean(x_T: Tensor, sequence_T: Tensor, num_sequences: int) -> Tensor
     Raises:
         TypeError, ValueError: an argument of another shape, dtype or device.
     """
-    check_shapes(x=(x_T, "T"), sequence=(sequence_T, "T"))
-    check_dtype("x", x_T, *FLOATS)
-    check_dtype("sequence", sequence_T, torch.int64)
-    num_tokens_S = torch.bincount(sequence_T, minlength=num_sequences)
-    return _SequenceMean.apply(x_T, sequence_T, num_tokens_S)
+    return _SequenceMean.apply(x_T, sequence_T, _num_tokens(x_T, sequence_T, num_sequences))
 
 
 class _SequenceMean(torch.autograd.Function):
@@ -56,5 +64,15 @@ class _SequenceMean(torch.autograd.Function):
 
 def _mean(x_T: Tensor, sequence_T: Tensor, num_tokens_S: Tensor) -> Tensor:
     # A sequence without tokens has the mean 0, which nobody reads.
-    mean_S = torch.segment_reduce(x_T, "sum", lengths=num_tokens_S, unsafe=True) / num_tokens_S.clamp(min=1)
-    return mean_S[sequence_T]
+    return (_sums(x_T, num_tokens_S) / num_tokens_S.clamp(min=1))[sequence_T]
+
+
+def _num_tokens(x_T: Tensor, sequence_T: Tensor, num_sequences: int) -> Tensor:
+    check_shapes(x=(x_T, "T"), sequence=(sequence_T, "T"))
+    check_dtype("x", x_T, *FLOATS)
+    check_dtype("sequence", sequence_T, torch.int64)
+    return torch.bincount(sequence_T, minlength=num_sequences)
+
+
+def _sums(x_T: Tensor, num_tokens_S: Tensor) -> Tensor:
+    return torch.segment_reduce(x_T, "sum", lengths=num_tokens_S, unsafe=True)

@@ -7,26 +7,23 @@ the group's.
 
 import math
 from collections.abc import Callable, Hashable, Sequence
+from numbers import Real
 from typing import Literal
+
+from patarm_core.par import exact
 
 Estimator = Literal["grpo", "dr_grpo", "rloo", "reinforce++", "reinforce++_baseline"]
 
 
-def group_ids(num_pairs: int, num_rollouts: int, group: Literal["side", "pair"] = "side") -> list[int]:
-    """Group ids for rewards laid out pair by pair, the chosen rollouts of a pair before its rejected ones.
+def totals(parts: Sequence[Sequence[Real]]) -> list[float]:
+    """R = Σ parts of every rollout, added exactly and then rounded, so that rewards that are equal are equal floats.
+
+    In floats 1.4 - 0.4 is not 1.2 - 0.2, and a group of both would vary by rounding alone.
 
     Args:
-        num_pairs: pairs in the batch.
-        num_rollouts: n, judgments per response.
-        group: "side" groups the n judgments of one response, "pair" the 2n judgments of both.
-
-    Returns:
-        2 * num_pairs * num_rollouts ids, counted from 0.
+        parts: of the reward, each a number per rollout; a float stands for its shortest decimal form.
     """
-    if group not in ("side", "pair"):
-        raise ValueError(f"group must be 'side' or 'pair', got {group!r}")
-    size = num_rollouts if group == "side" else 2 * num_rollouts
-    return [i // size for i in range(2 * num_pairs * num_rollouts)]
+    return [float(sum(map(exact, of_parts))) for of_parts in zip(*parts, strict=True)]
 
 
 def group_relative(
@@ -100,9 +97,7 @@ def estimate(name: Estimator, rewards: Sequence[float], group_ids: Sequence[Hash
     return by_name[name](rewards, group_ids)
 
 
-def estimate_separately(
-    name: Estimator, parts: Sequence[Sequence[float]], group_ids: Sequence[Hashable]
-) -> list[float]:
+def estimate_separately(name: Estimator, parts: Sequence[Sequence[Real]], group_ids: Sequence[Hashable]) -> list[float]:
     """Advantages of each part of the reward by itself, added up.
 
     Where rewards are divided by their deviation, a part that varies much (the format, early in training) no longer
@@ -114,24 +109,18 @@ def estimate_separately(
     return [math.fsum(of_parts) for of_parts in zip(*(estimate(name, part, group_ids) for part in parts), strict=True)]
 
 
-def variance_shares(parts: Sequence[Sequence[float]], group_ids: Sequence[Hashable]) -> list[float] | None:
+def variance_shares(parts: Sequence[Sequence[Real]], group_ids: Sequence[Hashable]) -> list[float] | None:
     """What each part contributes to the variance of R = Σ parts within groups: Cov(part, R) / Var(R).
 
     Both are sums over the groups. The shares add up to 1, and one is negative where a part works against the others.
     None where no group's rewards R differ.
     """
-    rewards = [math.fsum(of_parts) for of_parts in zip(*parts, strict=True)]
-    centred = dr_grpo(rewards, group_ids)
+    centred = dr_grpo(totals(parts), group_ids)
     variance = math.fsum(r * r for r in centred)
     if variance == 0:
         return None
     # The centred rewards of a group add up to 0, so a part need not be centred too.
     return [math.fsum(x * r for x, r in zip(part, centred, strict=True)) / variance for part in parts]
-
-
-def zero_variance_groups(rewards: Sequence[float], group_ids: Sequence[Hashable]) -> list[Hashable]:
-    """Ids of the groups whose rewards are all exactly equal, in order of appearance: compute that teaches nothing."""
-    return [key for key, members in _members(rewards, group_ids).items() if len({rewards[i] for i in members}) == 1]
 
 
 def _per_group(

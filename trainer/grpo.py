@@ -29,6 +29,8 @@ from trainer.token_tree import Leaf
 
 STAGE = "grpo"
 VALUES = ("advantage", "old_logprob", "weight")
+# How far rollout and trainer disagree: it shows before the first update of a step only.
+AGREEMENT = ("logprob_gap", "max_logprob_gap", "rollout_kl")
 
 Metrics = dict[str, float | list[int]]
 
@@ -207,8 +209,7 @@ def run_grpo(
                     )
                     for epoch in range(config.inner_epochs)
                 ]
-                # How far rollout and trainer disagree shows before the first update only.
-                metrics = updates[-1] | {name: value for name, value in updates[0].items() if "gap" in name}
+                metrics = updates[-1] | {name: updates[0][name] for name in AGREEMENT}
         metrics |= step_report(rollouts.drawn, world) | of_advantages | rollouts.metrics
         num_context_tokens = sum(len(context) for rollout in rollouts.trained for context in rollout.contexts)
         num_tokens = world.sums({"n": num_context_tokens})["n"] + metrics["num_tokens"]

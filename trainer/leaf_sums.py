@@ -5,18 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
+from kernels.sequence_mean import sequence_sum
 from trainer.learner import Learner, stand_in
 from trainer.logprobs import token_values
 from trainer.token_tree import Leaf, MicroBatch, TokenTree, pack
-
-
-def sums_by_leaf(batch: MicroBatch, value_T: Tensor) -> Tensor:
-    """sum_S of a value over each leaf's loss entries, in their order, without atomics."""
-    length_S = torch.bincount(batch.leaf_T, minlength=batch.num_leaves)
-    return torch.segment_reduce(value_T, "sum", lengths=length_S, unsafe=True)
 
 
 @torch.no_grad()
@@ -33,7 +27,7 @@ def leaf_sums(learner: Learner, trees: Sequence[Sequence[Leaf]], max_tokens: int
         batch = MicroBatch.of(batches[number] if is_real else [stand_in()], learner.world.device)
         value_T, *_ = token_values(learner.decoder, batch)
         if is_real:
-            remaining = iter(sums_by_leaf(batch, value_T.double()).tolist())
+            remaining = iter(sequence_sum(value_T.double(), batch.leaf_T, batch.num_leaves).tolist())
             found |= {id(tree): [next(remaining) for _ in tree.leaves] for tree in batches[number]}
     # What stays gathered after a forward pass would not see weights that are loaded now.
     for unit in learner.decoder.modules():

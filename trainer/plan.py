@@ -20,7 +20,7 @@ from typing import NoReturn
 from rollout.decoder import DecoderConfig
 from rollout.shapes import QWEN3, shape_named_in
 from trainer.config import JUDGE_STAGES, Recipe
-from trainer.plan_job import GIB, GPUS, Job
+from trainer.plan_job import GIB, GPUS, Job, num_read
 from trainer.plan_memory import ALWAYS, PHASES, host_bytes, peak, room_for_keys_and_values
 from trainer.plan_time import PAPER_S, paper_line, quantities, rows, step_s
 from trainer.tiny import small_config
@@ -106,12 +106,14 @@ def _job(recipe: Recipe, stage: str, shape: DecoderConfig, options: argparse.Nam
     judgment = options.judgment_tokens or min(1000, longest)
     if judgment > longest:
         raise ValueError(f"--judgment-tokens {judgment} is a mean above rollout.max_completion_tokens={longest}")
-    context = max(7, min(1050, most, shape.max_position_embeddings - judgment))
-    prompt, response = options.prompt_tokens or context * 4 // 7, options.response_tokens or context * 3 // 7
-    if prompt + response > most:
-        raise ValueError(
-            f"--prompt-tokens {prompt} and --response-tokens {response} make more than prompt.max_context_tokens={most}"
-        )
+    num_responses = num_read(recipe, stage)
+    usual = 600 + 450 * num_responses
+    context = max(7, min(usual, most, shape.max_position_embeddings - judgment))
+    prompt = options.prompt_tokens or context * 600 // usual
+    response = options.response_tokens or context * 450 // usual
+    if prompt + num_responses * response > most:
+        told = f"--prompt-tokens {prompt} and {'twice ' * (num_responses == 2)}--response-tokens {response}"
+        raise ValueError(f"{told} make more than prompt.max_context_tokens={most}")
     if stage not in JUDGE_STAGES and not options.prompt_tokens:
         prompt = max(1, prompt - _INSTRUCTIONS)
     return Job(
@@ -123,7 +125,8 @@ def _job(recipe: Recipe, stage: str, shape: DecoderConfig, options: argparse.Nam
 
 def _report(job: Job, name: str) -> Iterator[str]:
     yield f"{job.stage} of {name}, N = {job.N:,} parameters, on {job.num_gpus} x {job.gpu.name} (s = {job.shards})"
-    lengths = f"P {job.prompt} + R {job.response}{f' + J {job.judgment}' * (job.stage in JUDGE_STAGES)} tokens"
+    responses = f"{'2 x ' * (job.num_read == 2)}R {job.response}"
+    lengths = f"P {job.prompt} + {responses}{f' + J {job.judgment}' * (job.stage in JUDGE_STAGES)} tokens"
     unit = "rows" if job.stage == "sft" else "pairs"
     size = getattr(job.config, f"{unit}_per_step")
     yield f"  {size} {unit} a step, {f'n = {job.recipe.rollout.num_rollouts}, ' if job.rolls_out else ''}{lengths}"
@@ -153,7 +156,10 @@ def _report(job: Job, name: str) -> Iterator[str]:
     yield f"  {'step':<48}{total_s:7.1f}  {job.tokens * job.num_gpus / total_s:,.0f} trained tokens/s"
     if job.rolls_out:
         yield f"  {rows(job):.0f} judgments decode side by side on one GPU"
-        yield from ("", *_beside_the_paper(job, name))
+        if job.config.refill_rounds:
+            yield f"  what dynamic sampling draws again is not counted: up to {job.config.refill_rounds} rounds a step"
+        if job.num_read == 1:  # Table 8 is of pointwise judges
+            yield from ("", *_beside_the_paper(job, name))
     yield ""
 
 

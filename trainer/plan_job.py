@@ -74,6 +74,11 @@ class Tree:
         return total
 
 
+def num_read(recipe: Recipe, stage: str) -> int:
+    """Responses in one context: both of a pair where a judge chooses between them."""
+    return 2 if recipe.mode == "pairwise" and stage in JUDGE_STAGES else 1
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Job:
     recipe: Recipe
@@ -106,12 +111,17 @@ class Job:
         return getattr(self.recipe, self.stage)
 
     @property
+    def num_read(self) -> int:
+        """Responses in one context."""
+        return num_read(self.recipe, self.stage)
+
+    @property
     def tree(self) -> Tree:
         """One of `num_trees`: a pair or, of SFT, a row."""
-        P, R, J = self.prompt, self.response, self.judgment
+        P, R, J, n = self.prompt, self.response, self.judgment, self.recipe.rollout.num_rollouts
         return {
-            "sft": Tree(P, 1, R, 1, J, J),
-            "grpo": Tree(P, 2, R, self.recipe.rollout.num_rollouts, J, J),
+            "sft": Tree(P, 1, self.num_read * R, 1, J, J),
+            "grpo": Tree(P, 1, 2 * R, n, J, J) if self.num_read == 2 else Tree(P, 2, R, n, J, J),
             "bt": Tree(P, 2, R, 1, 0, 1),
             "dpo": Tree(P, 2, 0, 1, R, R),
         }[self.stage]

@@ -61,9 +61,11 @@ class PolicyLoss:
             config, logprob_T, old_T, batch.values_T["advantage"], entropy_T, reference_T, weight_T,
             batch.leaf_T, batch.num_leaves,
         )  # fmt: skip
-        gap_T = (logprob_T - rollout_T).abs()
+        log_ratio_T = (logprob_T - rollout_T).detach()
+        gap_T = log_ratio_T.abs()
         metrics |= {
             "entropy": entropy_T, "clip_share": result.is_clipped_T, "logprob_gap": gap_T, "max_logprob_gap": gap_T,
+            "rollout_kl": log_ratio_T.expm1() - log_ratio_T,  # KL(rollout || trainer), estimated as k3
         }  # fmt: skip
         return result.loss_T, metrics | ({"kl": result.kl_T} if reference_T is not None else {})
 

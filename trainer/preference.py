@@ -12,7 +12,7 @@ import numpy as np
 import torch.nn.functional as F
 from torch import Tensor
 
-from trainer.leaf_sums import sums_by_leaf
+from kernels.sequence_mean import sequence_sum
 from trainer.learner import TokenLossFn
 from trainer.token_tree import Leaf, MicroBatch
 
@@ -39,7 +39,7 @@ def dpo_loss(chosen_P: Tensor, rejected_P: Tensor, label_smoothing: float = 0.0)
 
 def sides(batch: MicroBatch, value_T: Tensor) -> tuple[Tensor, Tensor]:
     """(chosen_P, rejected_P): the sums of a value over the loss tokens of each side."""
-    chosen_P, rejected_P = sums_by_leaf(batch, value_T).view(-1, 2).unbind(1)
+    chosen_P, rejected_P = sequence_sum(value_T, batch.leaf_T, batch.num_leaves).view(-1, 2).unbind(1)
     return chosen_P, rejected_P
 
 

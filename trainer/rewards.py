@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 
 from eval.pair_accuracy import Judged, JudgedPair
 from patarm_core import advantages
@@ -12,6 +12,8 @@ from patarm_core.overlong import overlong_reward
 from patarm_core.par import pairwise_rewards, total_rewards
 from rollout.params import Completion
 from trainer.config import GrpoConfig, Recipe
+
+Parts = dict[str, list[Real]]  # of rewards, by name: what a judgment says of its pair, its format, its length
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,12 +24,12 @@ class PairRollout:
     judged: Judged
     contexts: tuple[list[int], ...]  # of each side, or one with both
     completions: list[Completion]
-    parts: dict[str, list[float]]  # of the reward, by name: what the judgment says of the pair, its format, its length
+    parts: Parts
 
     @property
     def rewards(self) -> list[float]:
         """R, the sum of the parts."""
-        return [math.fsum(of_parts) for of_parts in zip(*self.parts.values(), strict=True)]
+        return advantages.totals(list(self.parts.values()))
 
 
 def rewarded(
@@ -53,14 +55,12 @@ def rewarded(
     return PairRollout(index, judged, contexts, flat, parts)
 
 
-def joined(parts_of_pairs: Sequence[dict[str, list[float]]]) -> dict[str, list[float]]:
+def joined(parts_of_pairs: Sequence[Parts]) -> Parts:
     """The parts of many pairs' rewards, one pair after the other."""
     return {name: [r for parts in parts_of_pairs for r in parts[name]] for name in parts_of_pairs[0]}
 
 
-def step_advantages(
-    parts: dict[str, list[float]], num_pairs: int, config: GrpoConfig
-) -> tuple[list[float], dict[str, float]]:
+def step_advantages(parts: Parts, num_pairs: int, config: GrpoConfig) -> tuple[list[float], dict[str, float]]:
     """Advantages of a step's rewards, pair by pair, and what there is to say of them.
 
     Returns:
@@ -75,8 +75,7 @@ def step_advantages(
     if config.normalize_rewards == "separately":
         advantage = advantages.estimate_separately(config.advantage, columns, group_ids)
     else:
-        rewards = [math.fsum(of_parts) for of_parts in zip(*columns, strict=True)]
-        advantage = advantages.estimate(config.advantage, rewards, group_ids)
+        advantage = advantages.estimate(config.advantage, advantages.totals(columns), group_ids)
     num_groups = num_rewards // size
     num_lost = num_groups - len({group for group, value in zip(group_ids, advantage, strict=True) if value})
     metrics = {"zero_advantage_groups": num_lost, "zero_advantage_share": num_lost / num_groups}

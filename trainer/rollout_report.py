@@ -9,16 +9,14 @@ import numpy as np
 from eval.pair_accuracy import Judged, JudgedPair, format_rates, pair_accuracy
 from patarm_core.prompts import flatten
 from trainer.distributed import World
-from trainer.rewards import PairRollout, joined
-
-Parts = dict[str, list[float]]
+from trainer.rewards import PairRollout, Parts, joined
 
 
 def rollout_metrics(rewarded: Sequence[tuple[Judged, Parts]]) -> dict[str, float]:
     """Given each pair with the parts of its rewards. Scores and their margin are pointwise judgments' alone."""
     judged = [item for item, _ in rewarded]
     parts = joined([of_pair for _, of_pair in rewarded])
-    means = {f"reward_{name}": sum(rewards) / len(rewards) for name, rewards in parts.items()}
+    means = {f"reward_{name}": float(sum(rewards) / len(rewards)) for name, rewards in parts.items()}
     per_context = len(judged[0].judgments) // (2 if isinstance(judged[0], JudgedPair) else 1)
     accuracy = pair_accuracy(judged, per_context)
     metrics = {

@@ -1,4 +1,4 @@
-"""Means over sequences against the definition, with gradients.
+"""Sums and means over sequences against the definition, with gradients.
 
 T tokens   S sequences
 """
@@ -8,7 +8,7 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from kernels.sequence_mean import sequence_mean, sequence_mean_ref
+from kernels.sequence_mean import sequence_mean, sequence_mean_ref, sequence_sum, sequence_sum_ref
 
 lengths = st.lists(st.integers(0, 6), max_size=8)
 
@@ -20,15 +20,21 @@ def problem(lengths, dtype=torch.float64):
     return x_T.requires_grad_(), sequence_T, upstream_T
 
 
+@pytest.mark.parametrize("over_S", [False, True])
 @given(lengths)
 @example([])
 @example([0, 3, 0, 0, 1])
-def test_value_and_gradient_are_those_of_the_definition(lengths):
+def test_value_and_gradient_are_those_of_the_definition(over_S, lengths):
     x_T, sequence_T, upstream_T = problem(lengths)
-    found_T, right_T = sequence_mean(x_T, sequence_T, len(lengths)), sequence_mean_ref(x_T, sequence_T)
-    torch.testing.assert_close(found_T, right_T, rtol=1e-13, atol=1e-13)
+    if over_S and lengths:
+        found, right = (f(x_T, sequence_T, len(lengths)) for f in (sequence_sum, sequence_sum_ref))
+        upstream = torch.arange(1.0, len(lengths) + 1, dtype=torch.float64)
+    else:
+        found, right = sequence_mean(x_T, sequence_T, len(lengths)), sequence_mean_ref(x_T, sequence_T)
+        upstream = upstream_T
+    torch.testing.assert_close(found, right, rtol=1e-13, atol=1e-13)
     if len(x_T):
-        gradients = [torch.autograd.grad(y_T, x_T, upstream_T)[0] for y_T in (found_T, right_T)]
+        gradients = [torch.autograd.grad(y, x_T, upstream)[0] for y in (found, right)]
         torch.testing.assert_close(*gradients, rtol=1e-13, atol=1e-13)
 
 

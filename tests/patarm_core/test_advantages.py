@@ -11,13 +11,13 @@ from patarm_core.advantages import (
     dr_grpo,
     estimate,
     estimate_separately,
-    group_ids,
     group_relative,
     reinforce_plus_plus,
     rloo,
+    totals,
     variance_shares,
-    zero_variance_groups,
 )
+from patarm_core.par import exact
 from tests.strategies import grouped_rewards, rewards
 
 BASELINES = [group_relative, dr_grpo, rloo, reinforce_plus_plus]
@@ -126,12 +126,22 @@ def test_a_group_does_not_depend_on_other_groups(advantages, rows, others):
     assert advantages(*columns([*rows, *[(r, (key,)) for r, key in others]]))[: len(rows)] == alone
 
 
-@given(grouped_rewards)
-@example([(0.1 + 0.2, "a"), (0.3, "a"), (1.2, "b"), (1.2, "b"), (0.0, "c")])  # nearly equal is not equal
-def test_zero_variance_groups_are_those_of_one_exact_reward(rows):
-    batch, keys = columns(rows)
-    equal = [k for k in dict.fromkeys(keys) if len({r for r, other in rows if other == k}) == 1]
-    assert zero_variance_groups(batch, keys) == equal
+@given(st.lists(st.tuples(rewards, st.fractions(-1, 0, max_denominator=5000)), min_size=2, max_size=16))
+def test_rewards_are_equal_exactly_where_their_parts_add_up_to_the_same(rows):
+    par, length = map(list, zip(*rows, strict=True))
+    found = totals([par, length])
+    whole = [exact(r) + punishment for r, punishment in rows]
+    assert found == [float(r) for r in whole]
+    assert len(set(found)) <= len(set(whole))
+    assert totals([par]) == par
+
+
+def test_rounding_makes_no_variance():
+    parts = [[1.4, 1.2], [-0.4, -0.2]]
+    assert math.fsum((1.4, -0.4)) != math.fsum((1.2, -0.2))
+    assert totals(parts) == [1.0, 1.0]
+    assert group_relative(totals(parts), "aa") == [0.0, 0.0] and variance_shares(parts, "aa") is None
+    assert totals([[1.4, 1.2], [Fraction(-8, 15), Fraction(-1, 3)]]) == [13 / 15] * 2
 
 
 # (PAR, format, group id) rows of one batch, as rewards have them and any others.
@@ -148,7 +158,7 @@ def of_parts(rows):
 @example([(1.2, -1.2, 0), (0.0, 0.0, 0)])  # parts that cancel: R does not vary
 def test_shares_of_variance_are_covariances_with_the_whole_within_groups(rows):
     parts, keys = of_parts(rows)
-    whole = [Fraction(math.fsum(pair)) for pair in zip(*parts, strict=True)]
+    whole = [exact(par) + exact(format) for par, format in zip(*parts, strict=True)]
 
     def covariance(xs, ys):
         total = Fraction()
@@ -199,14 +209,7 @@ def test_an_estimator_goes_by_its_name(rows):
         estimate("ppo", batch, keys)
 
 
-@given(st.integers(0, 4), st.integers(0, 4))
-def test_group_ids_follow_the_layout_pair_by_pair(num_pairs, num_rollouts):
-    layout = [(p, side) for p in range(num_pairs) for side in (0, 1) for _ in range(num_rollouts)]
-    assert group_ids(num_pairs, num_rollouts) == [2 * p + side for p, side in layout]
-    assert group_ids(num_pairs, num_rollouts, group="pair") == [p for p, _ in layout]
-
-
-@pytest.mark.parametrize("advantages", [*BASELINES, zero_variance_groups])
+@pytest.mark.parametrize("advantages", BASELINES)
 def test_bad_rewards_are_refused(advantages):
     assert advantages([], []) == []
     with pytest.raises(ValueError, match="2 rewards and 1 group ids"):
@@ -227,5 +230,3 @@ def test_other_bad_options_are_refused():
         reinforce_plus_plus([0.0, float("nan")])
     with pytest.raises(ValueError, match="ddof"):
         reinforce_plus_plus([0.0, 1.0], ddof=2)
-    with pytest.raises(ValueError, match="group must be"):
-        group_ids(1, 2, group="row")

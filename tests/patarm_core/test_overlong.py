@@ -23,7 +23,7 @@ def test_is_equation_13(num_tokens, limit):
         expected = Fraction((most - buffer) - num_tokens, buffer)
     else:
         expected = Fraction(-1)
-    assert overlong_reward(num_tokens, most, buffer) == float(expected)
+    assert overlong_reward(num_tokens, most, buffer) == expected
 
 
 @given(st.lists(st.integers(0, 6000), min_size=2), limits)

@@ -287,6 +287,8 @@ def test_the_loss_reports_how_far_rollout_and_trainer_disagree():
         batch, torch.tensor([-1.0, -1.5, -3.5]), torch.tensor([0.1, 0.2, 0.3])
     )
     assert metrics["logprob_gap"].tolist() == [0.0, 0.5, 0.5]
+    kl = [0.0, math.exp(0.5) - 1 - 0.5, math.exp(-0.5) - 1 + 0.5]
+    assert metrics["rollout_kl"].tolist() == pytest.approx(kl, rel=1e-5)
     assert metrics["clip_share"].tolist() == [False, True, True]  # ratios 1, 1.65 up, 0.61 down
     assert loss_T.tolist() == pytest.approx([-1.0, -1.2, 0.8])
     assert "kl" not in metrics
