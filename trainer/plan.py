@@ -22,7 +22,7 @@ from rollout.shapes import QWEN3, shape_named_in
 from trainer.config import JUDGE_STAGES, Recipe
 from trainer.plan_job import GIB, GPUS, Job, num_read
 from trainer.plan_memory import ALWAYS, PHASES, host_bytes, peak, room_for_keys_and_values
-from trainer.plan_time import PAPER_S, paper_line, quantities, rows, step_s
+from trainer.plan_time import PAPER_S, paper_line, rows, seconds, step_s
 from trainer.tiny import small_config
 
 _INSTRUCTIONS = 350  # tokens
@@ -148,10 +148,9 @@ def _report(job: Job, name: str) -> Iterator[str]:
     else:
         yield f"does not fit: {told}; {_help(job)}"
     yield from ("", f"seconds of a step, at {job.mfu:.0%} of the products and {job.bandwidth:.0%} of the bandwidth")
-    for phase, of_phase in quantities(job).items():
-        seconds = [(quantity, quantity(job)) for quantity in of_phase]
-        yield f"  {phase:<48}{sum(s for _, s in seconds):7.1f}"
-        yield from (_line(quantity, f"{s:7.1f}") for quantity, s in seconds if s)
+    for phase, of_phase in seconds(job).items():
+        yield f"  {phase:<48}{sum(of_phase.values()):7.1f}"
+        yield from (_line(quantity, f"{s:7.1f}") for quantity, s in of_phase.items() if s)
     total_s = step_s(job)
     yield f"  {'step':<48}{total_s:7.1f}  {job.tokens * job.num_gpus / total_s:,.0f} trained tokens/s"
     if job.rolls_out:
@@ -210,7 +209,7 @@ def _beside_the_paper(job: Job, name: str) -> Iterator[str]:
     yield "n    this estimate, s    Table 8 (16 A100s), s    5 + 30 n"
     for n in sorted({4, 8, 16, job.recipe.rollout.num_rollouts}):
         rollout = replace(job.recipe.rollout, num_rollouts=n)
-        seconds = step_s(replace(job, recipe=replace(job.recipe, rollout=rollout)))
+        estimate = step_s(replace(job, recipe=replace(job.recipe, rollout=rollout)))
         measured = PAPER_S.get((name, n), "-")
         line = paper_line(n) if name == "Qwen3-8B" else "-"
-        yield f"{n:<5}{seconds:<20.0f}{measured!s:<25}{line}"
+        yield f"{n:<5}{estimate:<20.0f}{measured!s:<25}{line}"

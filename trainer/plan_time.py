@@ -140,10 +140,13 @@ UPDATE: tuple[Quantity, ...] = (
 )
 
 
-def quantities(job: Job) -> dict[str, tuple[Quantity, ...]]:
-    """By phase."""
-    return ({"rollout": ROLLOUT} if job.rolls_out else {}) | {"update": UPDATE}
+def seconds(job: Job) -> dict[str, dict[Quantity, float]]:
+    """By phase; updates as many as there are inner epochs."""
+    rollout = {"rollout": {quantity: quantity(job) for quantity in ROLLOUT}} if job.rolls_out else {}
+    num_updates = job.config.inner_epochs if job.rolls_out else 1
+    name = "update" if num_updates == 1 else f"{num_updates} updates"
+    return rollout | {name: {quantity: num_updates * quantity(job) for quantity in UPDATE}}
 
 
 def step_s(job: Job) -> float:
-    return sum(quantity(job) for phase in quantities(job).values() for quantity in phase)
+    return sum(sum(of_phase.values()) for of_phase in seconds(job).values())

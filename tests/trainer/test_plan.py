@@ -100,6 +100,20 @@ def test_tokens_and_attention_are_those_of_the_layout(prompt, response, judgment
     assert it.visible == pytest.approx(3 * tree.num_attention_pairs, rel=0.07)  # x²/2 for x (x + 1) / 2
 
 
+def test_a_choice_reads_both_responses_in_one_context():
+    it, sft = job("mode=pairwise", "grpo.pairs_per_step=16"), job("mode=pairwise", "sft.rows_per_step=16", stage="sft")
+    assert (it.tree.context, it.tree.num_leaves) == (600 + 2 * 450, 8)
+    assert (it.tokens, it.loss_tokens) == (1500 + 8 * 1000, 8 * 1000)
+    assert (sft.tokens, sft.loss_tokens) == (1500 + 1000, 1000)
+    assert job("mode=pairwise", "bt.pairs_per_step=16", stage="bt").tree == job(stage="bt").tree  # judges nothing
+
+
+def test_inner_epochs_are_updates():
+    once, twice = (plan_time.seconds(job(f"grpo.inner_epochs={n}")) for n in (1, 2))
+    assert twice["rollout"] == once["rollout"]
+    assert twice["2 updates"] == {quantity: 2 * s for quantity, s in once["update"].items()}
+
+
 def test_a_pair_is_what_each_stage_makes_of_it():
     overrides = ["stages=['bt']", "bt.pairs_per_step=16", "dpo.pairs_per_step=16", "sft.rows_per_step=16"]
     tokens = {
@@ -201,6 +215,10 @@ def test_neither_a_gpu_nor_weights_are_touched(tmp_path, monkeypatch):
             "a context of 7450 tokens and 1000 that follow do not fit the model's max_position_embeddings=1024",
         ),
         ([GRPO, "--judgment-tokens", "5000"], "--judgment-tokens 5000 is a mean above rollout.max_completion_tokens"),
+        (
+            [GRPO, "mode=pairwise", "--prompt-tokens", "7000", "--response-tokens", "800"],
+            "--prompt-tokens 7000 and twice --response-tokens 800 make more than prompt.max_context_tokens=8192",
+        ),
         ([GRPO, "--prompt-tokens", "9000"], "--prompt-tokens 9000 and --response-tokens 450 make more than prompt"),
         ([GRPO, "grpo.tokens_per_micro_batch=2000"], "a context of 1050 tokens and 1000 that follow do not fit "),
         (["nowhere.toml"], "nowhere.toml: no such file"),
