@@ -2,9 +2,12 @@
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from fractions import Fraction
 from statistics import NormalDist
+from typing import TypeVar
+
+Key = TypeVar("Key", bound=Hashable)
 
 
 def wilson_interval(successes: float, n: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -51,17 +54,61 @@ def bootstrap_interval(
     Raises:
         ValueError: no values, a value that is not finite, or an option out of range.
     """
+    n = len(values)
+    strata = {"all": {"value": values}}
+    return bootstrap_intervals(
+        strata, lambda sums: {"mean": sums["all"]["value"] / n}, seed, num_resamples, confidence
+    )["mean"]
+
+
+def bootstrap_intervals(
+    strata: Mapping[str, Mapping[str, Sequence[float]]],
+    statistic: Callable[[Mapping[str, Mapping[str, float]]], Mapping[Key, float | None]],
+    seed: int,
+    num_resamples: int = 2000,
+    confidence: float = 0.95,
+) -> dict[Key, tuple[float, float]]:
+    """Percentile bootstrap intervals of numbers that are computed from sums over independent units.
+
+    Each stratum is resampled on its own, so that its size stays what it is; all numbers come from the same resamples.
+
+    Args:
+        strata: stratum → column → one finite value per unit. The columns of a stratum are equally long.
+        statistic: from the sums, stratum → column → sum, to numbers by key; None for one that does not exist there
+            (a share of nothing).
+        seed, num_resamples, confidence: as in `bootstrap_interval`.
+
+    Returns:
+        The interval of every key that had a number in some resample; resamples without one do not enter it.
+
+    Raises:
+        ValueError: a stratum without values, a value that is not finite, or an option out of range.
+    """
     _check_confidence(confidence)
-    if not values or not all(map(math.isfinite, values)):
-        raise ValueError(f"a bootstrap needs at least one value, all finite, got {len(values)} values")
     if num_resamples < 1:
         raise ValueError(f"a bootstrap needs num_resamples >= 1, got {num_resamples}")
+    for columns in strata.values():
+        for values in columns.values():
+            if not values or not all(map(math.isfinite, values)):
+                raise ValueError(f"a bootstrap needs at least one value, all finite, got {len(values)} values")
     rng = random.Random(seed)
-    n = len(values)
-    means = sorted(math.fsum(rng.choices(values, k=n)) / n for _ in range(num_resamples))
+    drawn: dict[Key, list[float]] = {}
+    for _ in range(num_resamples):
+        sums = {}
+        for name, columns in strata.items():
+            n = len(next(iter(columns.values())))
+            units = rng.choices(range(n), k=n)
+            sums[name] = {column: math.fsum(map(values.__getitem__, units)) for column, values in columns.items()}
+        for key, number in statistic(sums).items():
+            if number is not None:
+                drawn.setdefault(key, []).append(number)
+    return {key: _middle(sorted(numbers), confidence) for key, numbers in drawn.items()}
+
+
+def _middle(ordered: Sequence[float], confidence: float) -> tuple[float, float]:
     # Off each end; exact, because (1 - 0.9) / 2 * 200 is just below 10 in floats.
-    num_cut = math.floor((1 - Fraction(str(confidence))) / 2 * num_resamples)
-    return means[num_cut], means[num_resamples - 1 - num_cut]
+    num_cut = math.floor((1 - Fraction(str(confidence))) / 2 * len(ordered))
+    return ordered[num_cut], ordered[len(ordered) - 1 - num_cut]
 
 
 def _check_confidence(confidence: float) -> None:
