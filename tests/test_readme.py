@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from patarm_core.pairs import read_judgments, read_pairs
+from patarm_core.pairs import read_choice_judgments, read_judgments, read_pairs
 from patarm_core.rubrics import default_rubrics, parse_rubrics
 
 ROOT = Path(__file__).parent.parent
@@ -31,9 +31,10 @@ def test_nothing_is_left_to_fill_in():
 def test_data_examples_are_read_as_they_stand():
     rows = [line for line in COMMANDS if line.startswith("{")]
     tasks = default_rubrics().tasks
-    assert [json.loads(row).keys() >= {"prompt", "task"} for row in rows] == [True, True]
+    assert [json.loads(row).keys() >= {"prompt", "task"} for row in rows] == [True] * 3
     read_pairs(rows[:1], "README.md", tasks)
-    read_judgments(rows[1:], "README.md", tasks)
+    read_judgments(rows[1:2], "README.md", tasks)
+    read_choice_judgments(rows[2:], "README.md", tasks)
 
 
 @pytest.mark.parametrize("path", sorted(set(re.findall(r"(?:[a-z_]+/)+[a-z0-9_]+\.(?:py|toml|json|md|png)", README))))

@@ -36,7 +36,7 @@ def pair(number: int) -> dict:
     }
 
 
-def judgment_text(score: int) -> str:
+def judgment_text(score: int | str) -> str:
     return f"<think>so</think>\n<eval>it is</eval>\n<answer>{score}</answer>"
 
 
@@ -52,6 +52,16 @@ def judgment(number: int) -> dict:
         "source": "tiny",
         "id": f"{number}",
     }
+
+
+def choice(number: int) -> dict:
+    """A judgment that chooses, right three times in four."""
+    rng, row = Random(number), pair(number)
+    sides, is_right = [row.pop("chosen"), row.pop("rejected")], rng.random() < 0.75
+    right = rng.choice("AB")
+    a, b = sides if right == "A" else sides[::-1]
+    answer = right if is_right else "AB".replace(right, "")
+    return row | {"response_a": a, "response_b": b, "judgment": judgment_text(answer)}
 
 
 def write_jsonl(path: Path, rows: list[dict]) -> Path:

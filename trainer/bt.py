@@ -12,7 +12,7 @@ from trainer.config import Recipe
 from trainer.learner import TokenLossFn
 from trainer.pair_stage import PairObjective
 from trainer.preference import bradley_terry_loss, comparison, per_pair
-from trainer.token_tree import Leaf, MicroBatch
+from trainer.token_tree import MicroBatch
 
 
 class BradleyTerry(PairObjective):
@@ -22,11 +22,9 @@ class BradleyTerry(PairObjective):
         super().__init__(recipe.bt, tokenizer)
         self.head = RewardHead(recipe.seed, tokenizer.pad_token_id)
 
-    def leaves(self, pair: Pair) -> list[Leaf]:
+    def tokens(self, pair: Pair, side: str, name: str) -> tuple[list[int], list[int]]:
         """The completion is a token that stands for the score, which is read at the one before, the chat's last."""
-        name = f"pair {pair.id} of {pair.source}"
-        chats = [whole_chat(self.tokenizer, pair.prompt, side, name) for side in (pair.chosen, pair.rejected)]
-        return [Leaf(chat, [self.tokenizer.eos_token_id], {}, name) for chat in chats]
+        return whole_chat(self.tokenizer, pair.prompt, side, name), [self.tokenizer.eos_token_id]
 
     def token_loss(self) -> TokenLossFn:
         return bradley_terry

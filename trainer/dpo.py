@@ -32,10 +32,8 @@ class DirectPreference(PairObjective):
         super().__init__(recipe.dpo, tokenizer)
         self.reference: dict[Pair, Sides] = {}
 
-    def leaves(self, pair: Pair) -> list[Leaf]:
-        name = f"pair {pair.id} of {pair.source}"
-        sides = (pair.chosen, pair.rejected)
-        return [Leaf(*answered_chat(self.tokenizer, pair.prompt, side, name), {}, name) for side in sides]
+    def tokens(self, pair: Pair, side: str, name: str) -> tuple[list[int], list[int]]:
+        return answered_chat(self.tokenizer, pair.prompt, side, name)
 
     def prepare(self, learner: Learner, pairs: Sequence[Pair]) -> None:
         self.reference = dict(zip(pairs, self.sums(learner, pairs), strict=True))

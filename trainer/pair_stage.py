@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from array import array
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -36,10 +37,19 @@ class PairObjective(ABC):
 
     def __init__(self, config: BtConfig, tokenizer: PreTrainedTokenizerBase) -> None:
         self.config, self.tokenizer = config, tokenizer
+        self._known: dict[Pair, list[tuple[array, array]]] = {}
 
     @abstractmethod
+    def tokens(self, pair: Pair, side: str, name: str) -> tuple[list[int], list[int]]:
+        """(context, completion) of a response; ValueError, with `name`, if the chat template refuses it."""
+
     def leaves(self, pair: Pair) -> list[Leaf]:
-        """Both sides, chosen first. ValueError if the chat template refuses the conversation."""
+        """Both sides, chosen first. A pair is tokenized once in a run, by the check of its length."""
+        name = f"pair {pair.id} of {pair.source}"
+        if pair not in self._known:
+            sides = (self.tokens(pair, side, name) for side in (pair.chosen, pair.rejected))
+            self._known[pair] = [(array("i", context), array("i", completion)) for context, completion in sides]
+        return [Leaf(context.tolist(), completion.tolist(), {}, name) for context, completion in self._known[pair]]
 
     @abstractmethod
     def token_loss(self) -> TokenLossFn: ...

@@ -252,7 +252,7 @@ for port, arguments in json.loads(sys.argv[1]):
         codes.append(stop.code)
 print("codes", json.dumps(codes), flush=True)
 sys.stderr.flush()
-# Three process groups in one interpreter: their gloo threads may abort its teardown ("terminate called without an
+# Four process groups in one interpreter: their gloo threads may abort its teardown ("terminate called without an
 # active exception"), after all that is tested here.
 os._exit(0)
 """
@@ -270,7 +270,7 @@ def free_ports(count: int) -> list[int]:
 
 @pytest.fixture(scope="module")
 def two_and_one(tiny_files, tiny_judge, tmp_path_factory):
-    """Two recipes run by two processes and by one, and a mistake made by two. Returns (folder, output of the ranks)."""
+    """Three recipes run by two processes and by one; a mistake made by two. Returns (folder, output of the ranks)."""
     folder = tmp_path_factory.mktemp("processes")
     # Shares of 3 and 2 rows, of 2 and 1 pairs, and in the last step of the epoch of 1 pair and none.
     from_files = settings(tiny_files) | {
@@ -288,15 +288,23 @@ def two_and_one(tiny_files, tiny_judge, tmp_path_factory):
     }  # fmt: skip
     # Of two processes, and of several micro-batches, each is reduced by itself.
     often = {"model.reduce_each_micro_batch": True, "sft.tokens_per_micro_batch": 600}
+    # Pairs are dropped and others drawn: only the format earns or costs anything.
+    dynamic = settings(tiny_files) | {
+        "model.path": tiny_judge, "stages": ["grpo"], "data.held_out": "", "rollout.num_rollouts": 2,
+        "grpo.margin.kind": "constant", "grpo.margin.value": 0.0, "grpo.refill_rounds": 2, "grpo.steps": 3,
+        "grpo.overlong_buffer_tokens": 4, "grpo.ratio": "sequence", "grpo.inner_epochs": 2, "grpo.importance_cap": 2.0,
+        "grpo.kl_coef": 0, "grpo.normalization": "sequence", "grpo.normalize_rewards": "separately",
+    }  # fmt: skip
     mistake = settings(tiny_files) | {"data.pairs": folder / "nowhere.jsonl", "out": folder / "mistake"}
     # Of two processes, each judges one pair of a step at a time, so the third goes to the first that is done.
     few_rows = {"rollout.max_rows": 8}
     of_two = [
         from_files | few_rows | {"out": folder / "files-2"},
         embedded | often | {"out": folder / "embedded-2"},
+        dynamic | {"out": folder / "dynamic-2"},
         mistake,
     ]
-    jobs = json.dumps(list(zip(free_ports(3), map(arguments, of_two))))
+    jobs = json.dumps(list(zip(free_ports(4), map(arguments, of_two))))
     environment = os.environ | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "PYTHONPATH": str(ROOT)}
     workers = [
         subprocess.Popen(
@@ -313,11 +321,12 @@ def two_and_one(tiny_files, tiny_judge, tmp_path_factory):
     assert [worker.returncode for worker in workers] == [0, 0], outputs
     train(from_files | {"out": folder / "files-1"})
     train(embedded | {"out": folder / "embedded-1"})
+    train(dynamic | {"out": folder / "dynamic-1"})
     return folder, outputs
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["files", "embedded"])
+@pytest.mark.parametrize("name", ["files", "embedded", "dynamic"])
 def test_two_processes_give_the_numbers_of_one(two_and_one, name):
     folder, _ = two_and_one
     of_one, of_two = (records(folder / f"{name}-{number}") for number in (1, 2))
@@ -363,12 +372,14 @@ def test_the_comparison_is_about_something(two_and_one):
     assert [step["clip_share"] for step in steps] != [0.0] * 4
     contexts = [len({s["id"] for s in records(folder / "files-1", "samples.jsonl") if s["step"] == n}) for n in (1, 3)]
     assert contexts == [2, 1]
+    dynamic = records(folder / "dynamic-2")
+    assert sum(step["pairs_dropped"] for step in dynamic) > 0 and max(step["rollout_rounds"] for step in dynamic) > 1
 
 
 @pytest.mark.slow
 def test_of_two_processes_one_tells_a_mistake(two_and_one):
     folder, outputs = two_and_one
-    assert [output[0].splitlines()[-1] for output in outputs] == ["codes [0, 0, 1]"] * 2
+    assert [output[0].splitlines()[-1] for output in outputs] == ["codes [0, 0, 0, 1]"] * 2
     told = [line for output in outputs for line in output[1].splitlines() if "error" in line]
     assert told == [f"error: {folder / 'nowhere.jsonl'}: no such file"]
     assert not (folder / "mistake").exists()

@@ -1,7 +1,6 @@
 """Every objective end to end: two steps of the tiny judge, pointwise and pairwise."""
 
 import json
-from random import Random
 
 import pytest
 
@@ -78,21 +77,8 @@ def test_dynamic_sampling_draws_the_same_pairs_when_a_run_resumes(tiny_files, ti
     assert weights[0] == weights[1]
 
 
-def choice_rows(numbers) -> list[dict]:
-    """Judgments that choose, right three times in four."""
-    rows = []
-    for number in numbers:
-        rng, row = Random(number), tiny_runs.pair(number)
-        sides, is_right = [row.pop("chosen"), row.pop("rejected")], rng.random() < 0.75
-        right = rng.choice("AB")
-        a, b = sides if right == "A" else sides[::-1]
-        answer = right if is_right else "AB".replace(right, "")
-        rows.append(row | {"response_a": a, "response_b": b, "judgment": tiny_runs.judgment_text(answer)})
-    return rows
-
-
 def test_a_pairwise_judge_is_taught_trained_and_measured(tiny_files, tmp_path):
-    file = tiny_runs.write_jsonl(tmp_path / "choices.jsonl", choice_rows(range(100, 196)))
+    file = tiny_runs.write_jsonl(tmp_path / "choices.jsonl", [tiny_runs.choice(i) for i in range(100, 196)])
     settings = tiny_runs.settings(tiny_files) | {
         "out": tmp_path / "run", "mode": "pairwise", "data.judgments": file, "sft.steps": 60, "grpo.steps": 2,
         "grpo.kl_coef": 0, "grpo.dev_every": 2,
@@ -117,7 +103,7 @@ def test_rows_that_do_not_choose_are_told_before_anything_is_written(tiny_files,
     settings = tiny_runs.settings(tiny_files) | {"out": tmp_path / "run", "mode": "pairwise"}
     assert main(tiny_runs.arguments(settings)) == 1
     assert "judgments.jsonl:1: response_a: missing; expected a text" in capsys.readouterr().err
-    rows = [row | {"judgment": tiny_runs.judgment_text("7")} for row in choice_rows(range(100, 102))]
+    rows = [tiny_runs.choice(i) | {"judgment": tiny_runs.judgment_text(7)} for i in (100, 101)]
     file = tiny_runs.write_jsonl(tmp_path / "scores.jsonl", rows)
     assert main(tiny_runs.arguments(settings | {"data.judgments": file})) == 1
     assert "judgment 100 of tiny: choice error; right is A or B in <answer>" in capsys.readouterr().err

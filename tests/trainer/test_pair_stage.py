@@ -11,6 +11,7 @@ from patarm_core.pairs import Pair
 from patarm_core.sampling import flip_sides
 from rollout.contexts import load_pairs, load_rubrics
 from tests.tiny_runs import arguments, pair, records, settings, write_jsonl
+from trainer import bt
 from trainer.bt import BradleyTerry
 from trainer.dpo import DirectPreference
 from trainer.learner import Learner
@@ -192,6 +193,14 @@ def test_a_reward_model_is_no_judge(runs, tiny_files, tmp_path, capfd):
     path = runs["bt"] / "models" / "bt"
     assert main(arguments(settings(tiny_files) | {"out": tmp_path / "run", "model.path": path})) == 1
     assert "is not the language model expected" in capfd.readouterr().err
+
+
+def test_a_response_is_tokenized_once_in_a_run(tiny_files, tiny_judge, tmp_path, monkeypatch):
+    asked, whole_chat = [], bt.whole_chat
+    monkeypatch.setattr(bt, "whole_chat", lambda *arguments: (asked.append(arguments[1:]), whole_chat(*arguments))[1])
+    steps = {"bt.steps": 4, "bt.dev_every": 2, "bt.pairs_per_step": 5}
+    assert main(arguments(job(tiny_files, tiny_judge, "bt", tmp_path / "run") | steps)) == 0
+    assert len(asked) == len(set(asked)) == 2 * (7 + 4 + 6)  # training, dev and held-out pairs
 
 
 @pytest.fixture

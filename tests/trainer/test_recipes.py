@@ -1,12 +1,14 @@
 """The recipes for real weights run as they stand, on a small model and little data."""
 
 import json
+from pathlib import Path
 
 import pytest
 
-from tests.tiny_runs import SMALL, arguments, records
-from trainer.main import main
+from tests.tiny_runs import SMALL, arguments, choice, records, write_jsonl
+from trainer.main import main, read_arguments
 
+RECIPES = Path("trainer/recipes")
 # What a two-core machine and a model of 256 positions cannot hold.
 SMALLER = {
     "num_processes": 1,
@@ -16,39 +18,71 @@ SMALLER = {
 }
 
 
-def test_sft_then_rl_in_bfloat16_with_activation_checkpointing(tiny_judge, tiny_files, tmp_path):
+@pytest.mark.parametrize("file", sorted(RECIPES.glob("qwen3*.toml")), ids=lambda file: file.stem)
+def test_a_recipe_writes_to_a_folder_of_its_name(file):
+    assert read_arguments([str(file)]).out == f"runs/{file.stem}"
+
+
+@pytest.mark.parametrize(
+    ("name", "lr", "final_lr", "batch", "epochs"),
+    [
+        ("8b_sft_point", 1.5e-6, 1.5e-7, 512, 1), ("8b_sft_pair", 1.5e-6, 1.5e-7, 256, 1),
+        ("8b_grpo_point", 5e-7, None, 256, 1), ("8b_grpo_pair", 5e-7, None, 128, 2),
+        ("14b_sft_point", 7.5e-7, 7.5e-8, 512, 1), ("14b_sft_pair", 7.5e-7, 7.5e-8, 256, 1),
+        ("14b_grpo_point", 2.5e-7, None, 256, 1), ("14b_grpo_pair", 2.5e-7, None, 128, 1),
+    ],
+)  # fmt: skip
+def test_hyperparameters_are_those_of_table_7(name, lr, final_lr, batch, epochs):
+    """A batch is counted in contexts: a pair has two, or one where a judge chooses."""
+    recipe = read_arguments([str(RECIPES / f"qwen3_{name}.toml")])
+    (stage,) = recipe.stages
+    config, mode = getattr(recipe, stage), recipe.mode
+    assert mode == ("pairwise" if name.endswith("pair") else "pointwise")
+    contexts = config.rows_per_step if stage == "sft" else config.pairs_per_step * (2 if mode == "pointwise" else 1)
+    assert (config.optim.lr, contexts, config.epochs) == (lr, batch, epochs)
+    assert config.optim.schedule == ("cosine" if final_lr else "constant")
+    assert final_lr is None or config.optim.final_lr == final_lr
+
+
+@pytest.mark.parametrize(
+    ("sft", "rl"),
+    [
+        ("trainer/recipes/qwen3_8b_sft_point.toml", "trainer/recipes/qwen3_8b_grpo_point.toml"),
+        ("trainer/recipes/qwen3_8b_sft_pair.toml", "trainer/recipes/qwen3_8b_grpo_pair.toml"),
+        (None, "trainer/recipes/qwen3_8b_grpo_point_dapo.toml"),
+        (None, "trainer/recipes/qwen3_8b_grpo_point_gspo.toml"),
+    ],
+    ids=["point", "pair", "dapo", "gspo"],
+)
+def test_sft_then_rl_in_bfloat16_with_activation_checkpointing(sft, rl, tiny_judge, tiny_files, tmp_path):
     files = {key: str(path) for key, path in tiny_files.items()}
-    rubrics = {"prompt.rubrics_file": files.pop("prompt.rubrics_file")}
-    sft = rubrics | {
-        "out": str(tmp_path / "sft"),
-        "model.path": str(tiny_judge),
-        "data.judgments": files["data.judgments"],
-    }
-    assert (
-        main(
-            ["trainer/recipes/qwen3_8b_sft_point.toml", *arguments(SMALLER | sft), "sft.steps=2", "sft.rows_per_step=8"]
-        )
-        == 0
-    )
-    rl = rubrics | files | {"out": str(tmp_path / "rl"), "model.path": str(tmp_path / "sft" / "models" / "sft")}
-    assert (
-        main(
-            [
-                "trainer/recipes/qwen3_8b_grpo_point.toml",
-                *arguments(SMALLER | rl),
-                "grpo.steps=2",
-                "grpo.pairs_per_step=2",
-            ]
-        )
-        == 0
-    )
-    exports = [json.loads((tmp_path / r / "config.json").read_text()) for r in ("sft/models/sft", "rl/models/grpo")]
-    assert [export.get("dtype", export.get("torch_dtype")) for export in exports] == ["bfloat16"] * 2
-    steps = records(tmp_path / "sft") + records(tmp_path / "rl")
-    assert [(r["stage"], r["step"]) for r in steps] == [("sft", 1), ("sft", 2), ("grpo", 1), ("grpo", 2)]
-    assert all(r["grad_norm"] > 0 and r["skipped"] == 0 for r in steps[:2])
+    smaller = SMALLER | {"prompt.rubrics_file": files.pop("prompt.rubrics_file")}
+    judgments = files.pop("data.judgments")
+    model, exports, steps = str(tiny_judge), [], []
+    if sft and "pair" in sft:
+        judgments = str(write_jsonl(tmp_path / "choices.jsonl", [choice(i) for i in range(100, 132)]))
+    if sft:
+        job = {"model.path": model, "data.judgments": judgments, "sft.steps": 2, "sft.rows_per_step": 8}
+        job |= {"out": str(tmp_path / "sft")}
+        assert main([sft, *arguments(smaller | job)]) == 0
+        model = str(tmp_path / "sft" / "models" / "sft")
+        exports.append(Path(model))
+        steps += records(tmp_path / "sft")
+    job = files | {"model.path": model, "out": str(tmp_path / "rl"), "grpo.steps": 2, "grpo.pairs_per_step": 2}
+    is_dapo = "dapo" in rl
+    if is_dapo:
+        job |= {"grpo.overlong_buffer_tokens": 6}
+    assert main([rl, *arguments(smaller | job)]) == 0
+    exports.append(tmp_path / "rl" / "models" / "grpo")
+    steps += records(tmp_path / "rl")
+    configs = [json.loads((path / "config.json").read_text()) for path in exports]
+    assert [config.get("dtype", config.get("torch_dtype")) for config in configs] == ["bfloat16"] * len(exports)
+    stages = [("sft", 1), ("sft", 2)] * bool(sft) + [("grpo", 1), ("grpo", 2)]
+    assert [(r["stage"], r["step"]) for r in steps] == stages
+    assert all(r["skipped"] == 0 for r in steps) and all(r["grad_norm"] > 0 for r in steps[:-2])
     # Table 7: the rate falls from 1.5e-6 to its tenth, and stays at 5e-7.
-    assert [r["lr"] for r in steps] == pytest.approx([1.5e-6, 1.5e-7, 5e-7, 5e-7])
+    assert [r["lr"] for r in steps] == pytest.approx([1.5e-6, 1.5e-7] * bool(sft) + [5e-7, 5e-7])
+    assert ("pairs_drawn" in steps[-1], "reward_length" in steps[-1]) == (is_dapo, is_dapo)
 
 
 def test_files_of_ones_own_train_a_small_model(tiny_files, tmp_path):
