@@ -1,4 +1,4 @@
-"""Steps that drop pairs without an advantage: whole pairs, over ranks, and exact when a run resumes."""
+"""Steps that drop pairs without an advantage, and draw others: whole pairs, numbered anew."""
 
 import torch
 from hypothesis import given
