@@ -30,6 +30,10 @@ PANELS = (
         (("zero_advantage_share", "groups without an advantage"), ("cut_short_rate", "judgments cut at the limit")),
         True,
     ),
+    Panel(
+        "share of the reward's variance within groups",
+        (("variance_share_format", "format"), ("variance_share_length", "length")),
+    ),
     Panel("tokens of a judgment", (("completion_tokens", "mean"),)),
     Panel("loss", (("loss", "per token"),)),
     Panel("rollout against trainer (nats per token)", (("logprob_gap", "log-prob gap"), ("kl", "KL to the start"))),
