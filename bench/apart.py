@@ -6,6 +6,7 @@ cores, and every engine that has run keeps its own. (Ours gave 1,780 tokens/s, a
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from typing import Any
@@ -13,8 +14,7 @@ from typing import Any
 import torch
 from transformers.utils import logging
 
-from bench.rollout_peers import CONTENDERS, Written
-from bench.rollout_workload import Work
+from bench.rollout_peers import CONTENDERS, Contender
 from rollout.decoder import Decoder, DecoderConfig, init_weights_
 
 
@@ -23,25 +23,28 @@ class EngineError(RuntimeError):
 
 
 class Apart:
-    """The contender `name`, with the random decoder of `config`. A run blocks, so one engine computes at a time.
+    """What `make` gives, in another process. A run blocks, so one engine computes at a time.
+
+    Args:
+        make: a function that can be pickled, or a partial of one.
 
     Raises:
         ImportError: the engine is not installed.
         EngineError: it cannot be made or, later, it cannot run.
     """
 
-    def __init__(self, name: str, config: DecoderConfig, device: str) -> None:
+    def __init__(self, make: Callable[[], Any]) -> None:
         self._pipe, theirs = get_context("spawn").Pipe()
-        self._process = get_context("spawn").Process(target=_serve, args=(theirs, name, config, device), daemon=True)
+        self._process = get_context("spawn").Process(target=_serve, args=(theirs, make), daemon=True)
         self._process.start()
         theirs.close()
         self.counts: dict[str, int] = {}  # of the latest run, of our engine
         self.settings: dict[str, dict[str, Any]] = self._answer()
 
-    def run(self, work: Work, is_greedy: bool = False, **setting) -> Written:
-        self._pipe.send((work, is_greedy, setting))
-        written, self.counts = self._answer()
-        return written
+    def run(self, *args, **kwargs) -> Any:
+        self._pipe.send((args, kwargs))
+        found, self.counts = self._answer()
+        return found
 
     def close(self) -> None:
         self._process.kill()
@@ -57,16 +60,21 @@ class Apart:
         return answer
 
 
-def _serve(pipe: Connection, name: str, config: DecoderConfig, device: str) -> None:
+def contender(name: str, config: DecoderConfig, device: str) -> Contender:
+    """One of CONTENDERS, with the random decoder of `config`."""
+    return CONTENDERS[name](random_decoder(config).to(device))
+
+
+def _serve(pipe: Connection, make: Callable[[], Any]) -> None:
     logging.set_verbosity_error()  # transformers would advise
     logging.disable_progress_bar()
     try:
-        engine = CONTENDERS[name](random_decoder(config).to(device))
+        engine = make()
         pipe.send((None, engine.settings))
         while True:
-            work, is_greedy, setting = pipe.recv()
+            args, kwargs = pipe.recv()
             try:
-                pipe.send((None, (engine.run(work, is_greedy=is_greedy, **setting), getattr(engine, "counts", {}))))
+                pipe.send((None, (engine.run(*args, **kwargs), getattr(engine, "counts", {}))))
             except Exception as error:
                 pipe.send((EngineError, one_line(error)))
     except EOFError:

@@ -75,7 +75,7 @@ class Generate:
     def run(self, work: Work, is_greedy: bool = False, rows: int = 64) -> Written:
         written: Written = [[] for _ in work.contexts]
         for indices in _batches(work, rows):
-            token_BT, mask_BT = (x.to(self._model.device) for x in _left_padded([work.contexts[i] for i in indices]))
+            token_BT, mask_BT = (x.to(self._model.device) for x in left_padded([work.contexts[i] for i in indices]))
             n = len(work.lengths[indices[0]])
             drawn_BT = self._model.generate(
                 token_BT, attention_mask=mask_BT, num_return_sequences=n, pad_token_id=0,
@@ -234,7 +234,7 @@ def _batches(work: Work, rows: int) -> Iterator[list[int]]:
         yield order[start : start + num_contexts]
 
 
-def _left_padded(contexts: list[list[int]]) -> tuple[Tensor, Tensor]:
+def left_padded(contexts: list[list[int]]) -> tuple[Tensor, Tensor]:
     longest = max(map(len, contexts))
     token_BT = torch.tensor([[0] * (longest - len(context)) + context for context in contexts])
     mask_BT = torch.tensor([[0] * (longest - len(context)) + [1] * len(context) for context in contexts])

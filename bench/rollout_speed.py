@@ -20,7 +20,7 @@ import torch
 from tqdm import tqdm
 
 from bench import rollout_gpu
-from bench.apart import Apart, one_line
+from bench.apart import Apart, contender, one_line
 from bench.rollout_peers import CONTENDERS, Contender, Written, check_lengths, versions
 from bench.rollout_tables import decoding_table, tables
 from bench.rollout_workload import Work, judge_contexts, judging, static
@@ -89,7 +89,8 @@ def run_rollout_speed(
         return text
 
     for model in (model for model in models if model in MODELS):
-        engines, errors = prepare(names, partial(Apart, config=MODELS[model], device=device), works[0])
+        make = partial(partial, contender, config=MODELS[model], device=device)
+        engines, errors = prepare(names, lambda name, make=make: Apart(make(name)), works[0])
         for work in works:
             records.append(describe(model, work) | measure(engines, work, repeats, f"{model} {work.name}"))
             records[-1]["engines"] |= {name: {"error": error} for name, error in errors.items()}

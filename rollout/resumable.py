@@ -24,10 +24,15 @@ def check_free(file: Path, settings: dict) -> None:
             begun = json.loads(note.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             raise ValueError(f"{aside}: there is no {note.name} that says what made it; remove it") from None
-        for key in sorted(begun.keys() | settings.keys()):
-            if begun.get(key) != settings.get(key):
-                was, now = (json.dumps(value.get(key)) for value in (begun, settings))
-                raise ValueError(f"{aside}: begun with {key} {was}, now {now}; go on as it was begun, or remove it")
+        check_same(aside, begun, settings, "remove it")
+
+
+def check_same(where: Path, begun: dict, settings: dict, or_else: str) -> None:
+    """Raises ValueError, with the first key that differs, where something was begun with other settings."""
+    for key in sorted(begun.keys() | settings.keys()):
+        if begun.get(key) != settings.get(key):
+            was, now = (json.dumps(value.get(key)) for value in (begun, settings))
+            raise ValueError(f"{where}: begun with {key} {was}, now {now}; go on as it was begun, or {or_else}")
 
 
 def write_lines(

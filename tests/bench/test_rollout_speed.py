@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
@@ -165,7 +166,7 @@ def test_an_engine_that_is_not_installed_or_fails_is_left_out(decoder):
 
 def test_an_engine_apart_writes_what_it_writes_here(decoder):
     work = static(3, 12, 5, V)
-    engine = Apart("ours", config(vocab_size=V), "cpu")
+    engine = Apart(partial(apart.contender, "ours", config(vocab_size=V), "cpu"))
     try:
         here = CONTENDERS["ours"](decoder)
         for is_greedy in (True, False):  # noise is counter-based
