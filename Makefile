@@ -29,8 +29,10 @@ quickstart: $(STAMP)
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-$(THREADS)} \
 	    $(VENV)/bin/torchrun --standalone --nproc-per-node 1 trainer/main.py $(RECIPE) $(ARGS)
 
+# A process for every core, of one thread each. worksteal keeps a file in one process, and with it what its tests share,
+# until another process has nothing left to do.
 test: lint
-	$(VENV)/bin/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n logical --maxprocesses 8 --dist worksteal $(ARGS)
 
 lint: $(STAMP)
 	$(VENV)/bin/ruff check .
