@@ -1,0 +1,141 @@
+"""LLMBar (princeton-nlp/LLMBar: LLMEvaluator/evaluate.py).
+
+A row per instance: the ratings of its two outputs, as numbers or as the judge wrote them; or the winners that a judge
+named in the two orders, both in the instance's own order. null, and a text that is no whole number, is unparsed:
+
+    {"subset": "Natural", "label": 1, "score_1": "9", "score_2": "7"}
+    {"subset": "GPTInst", "label": 2, "winners": ["2", "1"]}
+
+An instance counts in both orders, and accuracy is the mean of the two. Ratings decide alike in both, but equal ones
+(and unparsed ones) are right in one of them: half. An unparsed winner is wrong. Agreement is the share of instances
+whose two orders name one winner. Adversarial is the mean of four subsets, Average that of all five.
+"""
+
+from collections.abc import Mapping, Sequence
+
+from patarm_core.benchmarks.outcomes import (
+    NULL,
+    OFFICIAL,
+    POLICIES,
+    Comparison,
+    columns,
+    mean,
+    of_policies,
+    one_form,
+    outcome_of,
+    read_score,
+    share,
+    summed,
+    tally,
+)
+from patarm_core.benchmarks.report import (
+    Metric,
+    Report,
+    composites,
+    incomplete_note,
+    missing_parts,
+    proportion,
+    read_rows,
+    whole,
+)
+from patarm_core.fields import Fields, show
+
+SIZES = {"Natural": 100, "Neighbor": 134, "GPTInst": 92, "GPTOut": 47, "Manual": 46}
+ADVERSARIAL = ("Neighbor", "GPTInst", "GPTOut", "Manual")
+
+
+class _Judged:
+    __slots__ = ("agree", "num_ties", "num_unparsed", "orders", "subset")
+
+    def __init__(self, subset: str, orders: Sequence[Comparison], agree: bool, ties: int, unparsed: int) -> None:
+        self.subset, self.orders, self.agree, self.num_ties, self.num_unparsed = subset, orders, agree, ties, unparsed
+
+
+def report(rows: Sequence[Mapping]) -> Report:
+    judged = read_rows(rows, read_row)
+    by_subset = {subset: [one for one in judged if one.subset == subset] for subset in SIZES}
+    strata = {subset: columns(one.orders for one in of_subset) for subset, of_subset in by_subset.items() if of_subset}
+    missing = missing_parts({subset: len(of_subset) for subset, of_subset in by_subset.items()}, SIZES)
+    of_mean = {"Average": tuple(SIZES), "Adversarial": ADVERSARIAL}
+
+    def statistic(sums: Mapping[str, Mapping[str, float]]) -> dict[tuple[str, str], float | None]:
+        return {
+            (policy, name): mean(share(sums[subset], policy) for subset in subsets if subset in sums)
+            for policy in POLICIES
+            for name, subsets in of_mean.items()
+            if any(subset in sums for subset in subsets)
+        }
+
+    def label(key: tuple[str, str]) -> tuple[str, int]:
+        subsets = of_mean[key[1]]
+        num = sum(len(by_subset[subset]) for subset in subsets)
+        return whole(key[1], [m for m in missing if m.partition(":")[0] in subsets]), num
+
+    composed = composites(strata, statistic, label)
+    tables: dict[str, list[Metric]] = {}
+    for policy in POLICIES:
+        tables[policy] = [metric for (of, _), metric in composed.items() if of == policy]
+        for subset, part in strata.items():
+            earned, num = tally(summed([part]), policy)
+            tables[policy].append(proportion(subset, earned / 2, num / 2))
+    agreement = [
+        proportion(f"Agreement of the orders, {subset}", sum(one.agree for one in of_subset), len(of_subset))
+        for subset, of_subset in by_subset.items()
+        if of_subset
+    ]
+    return Report(
+        benchmark="LLMBar",
+        metrics=(*tables[OFFICIAL], *agreement),
+        policies=of_policies(tables),
+        num_items=len(judged),
+        num_ties=sum(one.num_ties for one in judged),
+        num_unparsed=sum(one.num_unparsed for one in judged),
+        notes=(
+            *incomplete_note(missing),
+            "Official rule: the mean of both orders, in which equal and unparsed ratings count half, and an unparsed "
+            "winner counts 0.",
+        ),
+    )
+
+
+def read_row(row: Mapping) -> _Judged:
+    fields = Fields(row)
+    subset = fields.one_of("subset", tuple(SIZES))
+    label = fields.whole("label", 1, 2)
+    if one_form(fields, ("score_1", "winners")) == "winners":
+        winners = _read_winners(fields)
+        orders = [
+            Comparison("unparsed", 0.0)
+            if one is None
+            else Comparison("right" if one == label else "wrong", one == label)
+            for one in winners
+        ]
+        return _Judged(subset, orders, winners[0] == winners[1], 0, winners.count(None))
+    score_1, score_2 = (_read_rating(fields, f"score_{i}") for i in (1, 2))
+    outcome = outcome_of(score_1, score_2) if label == 1 else outcome_of(score_2, score_1)
+    # Undecided: of the two orders one is right.
+    orders = [Comparison(outcome, {"right": 1.0, "wrong": 0.0}.get(outcome, 0.5))] * 2
+    agree = outcome in ("right", "wrong")
+    return _Judged(subset, orders, agree, int(outcome == "tie"), int(outcome == "unparsed"))
+
+
+def _read_rating(fields: Fields, field: str) -> float | None:
+    """A number as it stands; of a text, the whole number that it is."""
+    value = fields.data.get(field)
+    if not isinstance(value, str):
+        return read_score(fields, field)
+    try:
+        return int(value)
+    except ValueError:
+        return None
+
+
+def _read_winners(fields: Fields) -> list[int | None]:
+    value = fields.data["winners"]
+    if not isinstance(value, list) or len(value) != 2:
+        raise fields.error("winners", "is no list of two; expected those of the two orders")
+    known = {"1": 1, "2": 2, None: None}
+    for i, winner in enumerate(value):
+        if not isinstance(winner, str | None) or winner not in known:
+            raise fields.error(f"winners[{i}]", f'is {show(winner)}; expected "1", "2", or {NULL}')
+    return [known[winner] for winner in value]
