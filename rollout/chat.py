@@ -19,6 +19,15 @@ def whole_chat(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, response: str
     return _token_ids(tokenizer, [*_turns(prompt), {"role": "assistant", "content": response}], name, is_open=False)
 
 
+def asked_chat(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]], name: str, opening: str) -> list[int]:
+    """Token ids of these turns up to where the assistant speaks, and of the text with which it is made to begin.
+
+    Raises:
+        ValueError: as in `whole_chat`.
+    """
+    return _token_ids(tokenizer, turns, name, is_open=True, opening=opening)
+
+
 def answered_chat(
     tokenizer: PreTrainedTokenizerBase, prompt: Prompt, response: str, name: str
 ) -> tuple[list[int], list[int]]:
@@ -37,10 +46,12 @@ def _turns(prompt: Prompt) -> list[dict[str, str]]:
     return [{"role": turn["role"].replace("developer", "system"), "content": turn["content"]} for turn in turns]
 
 
-def _token_ids(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]], name: str, is_open: bool) -> list[int]:
+def _token_ids(
+    tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]], name: str, is_open: bool, opening: str = ""
+) -> list[int]:
     try:
         text = tokenizer.apply_chat_template(turns, add_generation_prompt=is_open, tokenize=False)
     except Exception as error:  # a template raises what it likes, such as that roles must alternate
         roles = ", ".join(turn["role"] for turn in turns)
         raise ValueError(f"{name}: the chat template refuses turns of {roles}: {str(error)[:200]}") from None
-    return tokenizer.encode(text, add_special_tokens=False)
+    return tokenizer.encode(text + opening, add_special_tokens=False)

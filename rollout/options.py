@@ -49,17 +49,22 @@ def load_judge(options: argparse.Namespace) -> Judge:
 
 def judgment_settings(options: argparse.Namespace) -> dict:
     """All that a judgment depends on besides its question, JSON-ready; of the weights, their files' sizes and times."""
-    from pathlib import Path
-
     from rollout.contexts import read_text
 
     names = (
         "votes", "rubrics", "template", "max_context_tokens", "max_completion_tokens", "temperature", "seed",
         "well_formed", "dtype",
     )  # fmt: skip
-    files = [file for file in sorted(Path(options.model).glob("*")) if file.is_file()]
     return {
         **{name: getattr(options, name) for name in names},
         "rubrics_file": options.rubrics_file and read_text(options.rubrics_file),
-        "model": [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files],
+        "model": model_files(options.model),
     }
+
+
+def model_files(path: str) -> list[list]:
+    """[name, size, time] of every file of a model's directory: what stands for its weights."""
+    from pathlib import Path
+
+    files = [file for file in sorted(Path(path).glob("*")) if file.is_file()]
+    return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]

@@ -1,0 +1,199 @@
+"""The options that name a judge, and the judge that they name."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from eval.judges.baselines.deepseek_grm import DEEPSEEK_GRM
+from eval.judges.baselines.judgelrm import JUDGELRM
+from eval.judges.baselines.mt_bench import MT_BENCH
+from eval.judges.baselines.r3 import R3
+from eval.judges.baselines.rewardanything import REWARDANYTHING
+from eval.judges.baselines.rm_r1 import RM_R1, RM_R1_DISTILLED
+from eval.judges.baselines.rrm import RRM
+from eval.judges.form import Form, Sampling, Template
+from eval.judges.patarm import patarm_form
+from patarm_core.fields import FieldError, Fields, read_object
+from rollout.contexts import load_rubrics, read_text
+from rollout.options import model_files
+
+if TYPE_CHECKING:
+    from eval.judges.judge import Judge
+
+BASELINES = {
+    form.name: form
+    for form in (DEEPSEEK_GRM, JUDGELRM, RRM, RM_R1, RM_R1_DISTILLED, R3, REWARDANYTHING, MT_BENCH)
+}  # fmt: skip
+JUDGES = ("patarm", "general", "scalar", *BASELINES)
+
+
+def add_judge_options(parser: argparse.ArgumentParser) -> None:
+    what = parser.add_argument_group("judge", "a model on disk, or an OpenAI-compatible endpoint")
+    what.add_argument("--model", default="", help="a Hugging Face directory")
+    what.add_argument("--endpoint", default="", help="such as https://api.openai.com/v1")
+    what.add_argument("--judge", default="", choices=("", *JUDGES), help="default: patarm; of an endpoint general")
+    what.add_argument("--mode", default="", choices=("", "pointwise", "pairwise"), help="default: the judge's first")
+    what.add_argument(
+        "--order", default="drawn", choices=("drawn", "both", "given"), help="pairwise: which response is read first"
+    )
+    what.add_argument("--rubrics", default="adaptive", choices=("adaptive", "primary", "generated"))
+    what.add_argument("--template", default="full", choices=("full", "bare"), help="of the judge patarm")
+    what.add_argument("--rubrics-file", default="", help="primary rubrics; default: the paper's")
+    what.add_argument("--prompt-file", default="", help="TOML: pointwise, pairwise, system, opening of a baseline")
+    drawing = parser.add_argument_group("judgments", "defaults are the judge's own")
+    drawing.add_argument("--temperature", type=float)
+    drawing.add_argument("--top-p", type=float)
+    drawing.add_argument("--top-k", type=int)
+    drawing.add_argument("--max-completion-tokens", type=int)
+    drawing.add_argument("--seed", type=int, default=0)
+    here = parser.add_argument_group("a model on disk")
+    here.add_argument("--max-context-tokens", type=int, default=8192)
+    here.add_argument("--well-formed", action="store_true", help="patarm: draw only tokens that keep the format")
+    here.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    here.add_argument("--max-rows", type=int, default=256, help="judgments decoded side by side")
+    here.add_argument("--trust-remote-code", action="store_true", help="scalar: run code that the directory holds")
+    there = parser.add_argument_group("an endpoint")
+    there.add_argument("--endpoint-model", default="", help="its name there")
+    there.add_argument("--api-key-env", default="", help="the environment variable that holds the key")
+    there.add_argument("--concurrency", type=int, default=8, help="requests that are open at a time")
+    there.add_argument("--requests-per-minute", type=float)
+    there.add_argument("--timeout", type=float, default=120.0, help="seconds for one reply")
+    there.add_argument("--max-tries", type=int, default=6, help="of one request")
+    there.add_argument("--price-in", type=float, help="of a million tokens, for the estimate")
+    there.add_argument("--price-out", type=float)
+    there.add_argument("--endpoint-extra", default="", help="JSON: more fields of every request; null leaves one out")
+
+
+def open_judge(options: argparse.Namespace, environment: Mapping[str, str] = os.environ) -> Judge:
+    """
+    Raises:
+        ValueError: one line; the options contradict one another, or what they name cannot be opened.
+    """
+    if bool(options.model) == bool(options.endpoint):
+        raise ValueError("name one judge: --model DIR, or --endpoint URL with --endpoint-model NAME")
+    name = options.judge or ("general" if options.endpoint else "patarm")
+    if name == "scalar":
+        return _scalar(options)
+    form = _form(name, options)
+    mode = options.mode or next(iter(form.asks))
+    form.check(mode)
+    sampling = _sampling(form.sampling, options)
+    return (_endpoint if options.endpoint else _local)(form, mode, sampling, options, environment)
+
+
+def _form(name: str, options: argparse.Namespace) -> Form:
+    if name in BASELINES:
+        form = BASELINES[name]
+        return _with_prompts(form, options.prompt_file) if options.prompt_file else form
+    if options.prompt_file:
+        raise ValueError(f"--prompt-file {options.prompt_file}: is for a baseline, not for the judge {name}")
+    template = "general" if name == "general" else options.template
+    return patarm_form(load_rubrics(options.rubrics_file), options.rubrics, template)
+
+
+def _with_prompts(form: Form, file: str) -> Form:
+    """A baseline with templates of the user's, such as those that its authors publish."""
+    try:
+        fields = Fields(tomllib.loads(read_text(file)))
+        fields.only({"system", "opening", *form.asks})
+        given = {mode: fields.text(mode) for mode in form.asks if mode in fields.data}
+        system, opening = fields.text("system", ""), fields.text("opening", form.opening)
+    except (tomllib.TOMLDecodeError, FieldError) as error:
+        raise ValueError(f"{file}: {error}") from None
+    if not given:
+        raise ValueError(f"{file}: has no template; expected {' or '.join(form.asks)}")
+    for mode, user in given.items():
+        for place in ["prompt", *(["response"] if mode == "pointwise" else ["response_a", "response_b"])]:
+            if f"{{{place}}}" not in user:
+                raise ValueError(f"{file}: {mode}: has no {{{place}}}, where a text is put")
+    reads = {mode: form.reads[mode] for mode in given}
+    asks = {mode: Template(user, system) for mode, user in given.items()}
+    return replace(form, asks=asks, reads=reads, opening=opening)
+
+
+def _sampling(default: Sampling, options: argparse.Namespace) -> Sampling:
+    given = {
+        "temperature": options.temperature, "top_p": options.top_p, "top_k": options.top_k,
+        "max_tokens": options.max_completion_tokens,
+    }  # fmt: skip
+    if options.max_completion_tokens is not None and options.max_completion_tokens < 1:
+        raise ValueError(f"--max-completion-tokens must be at least 1, got {options.max_completion_tokens}")
+    return replace(default, **{name: value for name, value in given.items() if value is not None})
+
+
+def _local(form: Form, mode: str, sampling: Sampling, options: argparse.Namespace, environment: Mapping) -> Judge:
+    import torch
+
+    from eval.judges.local import EngineJudge
+    from rollout.engine import Engine, EngineConfig
+    from rollout.grammar import JudgmentGrammar
+
+    if options.well_formed and form.name != "patarm":
+        raise ValueError(f"--well-formed: is for the format of the judge patarm, not for {form.name}")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    config = EngineConfig(max_rows=options.max_rows)
+    engine = Engine.from_pretrained(options.model, getattr(torch, options.dtype), device, config)
+    grammar = None
+    if options.well_formed:
+        kind = "score" if mode == "pointwise" else "choice"
+        grammar = JudgmentGrammar(engine.tokenizer, engine.decoder.config.vocab_size, options.rubrics, kind)
+    return EngineJudge(
+        engine=engine, form=form, mode=mode, sampling=sampling, model=weights_name(options), seed=options.seed,
+        name=f"{Path(options.model).resolve().name} ({form.name}, {mode})", order=options.order,
+        max_context_tokens=options.max_context_tokens, grammar=grammar,
+    )  # fmt: skip
+
+
+def weights_name(options: argparse.Namespace) -> str:
+    """Stands for the weights of a directory: its files' names, sizes and times, and the type they are computed in."""
+    files = json.dumps([model_files(options.model), options.dtype])
+    return hashlib.sha256(files.encode()).hexdigest()[:16]
+
+
+def _scalar(options: argparse.Namespace) -> Judge:
+    from eval.judges.scalar import open_scalar
+
+    if options.endpoint:
+        raise ValueError("--judge scalar: reads the weights themselves; name --model DIR")
+    if options.mode == "pairwise":
+        raise ValueError("--judge scalar: scores one response at a time; --mode pointwise is right")
+    return open_scalar(options.model, weights_name(options), options.dtype, options.trust_remote_code)
+
+
+def _endpoint(form: Form, mode: str, sampling: Sampling, options: argparse.Namespace, environment: Mapping) -> Judge:
+    from eval.judges.chat_client import ChatClient, Retries
+    from eval.judges.endpoint import EndpointJudge, Price
+    from eval.judges.rate_limit import RateLimit
+
+    if not options.endpoint_model:
+        raise ValueError("--endpoint-model: missing; name the model as the endpoint knows it")
+    api_key = ""
+    if options.api_key_env:
+        api_key = environment.get(options.api_key_env, "").strip()
+        if not api_key or not api_key.isascii() or len(api_key.split()) != 1:
+            raise ValueError(f"--api-key-env {options.api_key_env}: expected a variable that holds one word of ASCII")
+    for name, least in (("max_tries", 1), ("timeout", 0.001)):
+        if getattr(options, name) < least:
+            raise ValueError(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(options, name)}")
+    try:
+        extra = read_object(options.endpoint_extra) if options.endpoint_extra else {}
+    except ValueError as error:
+        raise ValueError(f"--endpoint-extra: {error}") from None
+    client = ChatClient(
+        options.endpoint, api_key=api_key, timeout_s=options.timeout, retries=Retries(max_tries=options.max_tries),
+        limit=RateLimit(options.requests_per_minute),
+    )  # fmt: skip
+    return EndpointJudge(
+        client=client, form=form, mode=mode, sampling=sampling, model=options.endpoint_model, seed=options.seed,
+        name=f"{options.endpoint_model} ({form.name}, {mode})", order=options.order, concurrency=options.concurrency,
+        extra=extra, price=Price(tokens_in=options.price_in, tokens_out=options.price_out),
+        requests_per_minute=options.requests_per_minute,
+    )  # fmt: skip
