@@ -68,7 +68,10 @@ class ChatClient:
         limit: RateLimit | None = None,
         jitter_seed: int | None = None,
     ) -> None:
-        parts = urlsplit(url if "://" in url else f"//{url}")
+        try:
+            parts = urlsplit(url)
+        except ValueError:
+            parts = urlsplit("")
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError(f"--endpoint {url}: expected http://… or https://…, such as https://api.openai.com/v1")
         try:

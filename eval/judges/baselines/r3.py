@@ -62,7 +62,7 @@ Return JSON with two fields:
 )
 # Every quantifier is bounded, so that a place where it fails costs no more than a constant.
 _SCORE = re.compile(
-    r'\bscore\\{0,2}"?\s{0,20}:\s{0,20}"?(?:Response ([12])|([0-9]{1,4})(?:\.[0-9]{1,20})?)(?![\w.])', re.ASCII
+    r'\bscore\\{0,2}"?\s{0,20}:\s{0,20}\\{0,2}"?(?:Response ([12])|([0-9]{1,4})(?:\.[0-9]{1,20})?)(?![\w.])', re.ASCII
 )
 
 

@@ -26,15 +26,15 @@ PIECES = [
     "<think>", "</think>", "<answer>", "</answer>", "<eval>", "</eval>", "<generate_rubrics>", "</generate_rubrics>",
     "[[A]]", "[[B]]", "[[C]]", "[[", "]]", r"\boxed{", "}", "{", r"\text{", "Assistant 1", "Assistant 2", ",", ".", " ",
     "\n", '"score"', '\\"score\\"', "score", ":", '"', "Response 1", "Response 2", '{"scores": {"model-1": ', "model-2",
-    ', "model-2": ', '"best-to-worst": ', '["model-2", "model-1"]', "```json", "A", "B", "0", "1", "5", "7.5", "8", "10",
-    "11", "-3", "1e1", "nan", "Infinity", "９", "٣", "8/10", "true", "null", "I cannot judge this.", "\ud800", "\x00", "é",
+    ', "model-2": ', '"best-to-worst": ', '["model-2", "model-1"]', "```json", "A", "B", "0", "1", "5", "7.5", "8",
+    "10", "11", "-3", "1e1", "nan", "Infinity", "９", "٣", "8/10", "true", "null", "I cannot judge this.", "\ud800",
+    "\x00", "é",
 ]  # fmt: skip
 WHOLE = [
     "<answer>8</answer><answer>7</answer>", "<answer>A</answer>", "<answer>0</answer>", "<answer>[[B]]</answer>",
     r"\boxed{Assistant 2}", r"Scores: \boxed{7, 4}", r"\boxed{0}", r"\boxed{6}", '{"explanation": "x", "score": "4"}',
     '"score": "Response 1"', '"score": 0', '{"scores": {"model-1": 2, "model-2": 4}, "best-to-worst": []}',
 ]  # fmt: skip
-LEAST = {"full": 0, "general": 0, "deepseek-grm": 1, "r3": 1}  # the least score that can be written at all
 
 
 def check(form, mode, text):
@@ -45,7 +45,7 @@ def check(form, mode, text):
     assert found.error is None or found.error.startswith("unparsed: ")
     if mode == "pointwise" and answer is not None:
         assert math.isfinite(answer) and 0 <= answer <= 10
-        assert answer != 0 or "0" in text and form.name in ("patarm", "general"), (form.name, text)
+        assert answer != 0 or ("0" in text and form.name in ("patarm", "general")), (form.name, text)
     if found.scores is not None:
         assert all(1 <= score <= 10 for score in found.scores)
     return found
@@ -64,17 +64,16 @@ def test_any_string_gets_an_answer_or_an_error(form, mode, text):
 
 
 def test_a_hundred_thousand_outputs_crash_nothing_and_none_becomes_a_silent_0():
-    rng, num_answers, count = random.Random(0), 0, 0
+    rng, num_answers = random.Random(0), 0
     readers = itertools.cycle(READERS)
-    while count < 100_000:
+    for _ in range(100_000):
         text = "".join(rng.choices(PIECES, k=rng.randrange(12)) + rng.choices(WHOLE, k=rng.randrange(2)))
         if rng.random() < 0.2:  # a mutation: something is cut off, repeated or replaced
             at = rng.randrange(len(text) + 1)
             text = text[:at] + chr(rng.randrange(1, 0xD7FF)) + text[at + rng.randrange(3) :]
-        for _ in range(5):
+        for _ in range(3):
             num_answers += check(*next(readers), text).error is None
-            count += 1
-    assert 5_000 < num_answers < 60_000  # both kinds were met
+    assert 20_000 < num_answers < 200_000  # both kinds were met
 
 
 @each_reader
