@@ -78,9 +78,14 @@ class DecoderConfig:
         """Reads `config.json` of a Hugging Face directory: a language model's, or a reward model's if `is_scalar`."""
         file = Path(path) / "config.json"
         try:
-            return _read_config(_read_json(file), is_scalar)
+            return cls.from_hf(_read_json(file), is_scalar)
         except ValueError as error:
             raise ValueError(f"{file}: {error}") from None
+
+    @classmethod
+    def from_hf(cls, raw: dict[str, Any], is_scalar: bool = False) -> DecoderConfig:
+        """Reads what a `config.json` holds."""
+        return _read_config(raw, is_scalar)
 
     def to_hf(self, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
         """`config.json` that `transformers` versions 4 and 5 both read as this model."""

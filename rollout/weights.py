@@ -57,7 +57,7 @@ def load_weights_(decoder: Decoder, path: str | Path, but: Collection[str] = ())
     """
     wanted = {_hf_name(name): parameter for name, parameter in decoder.named_parameters() if name not in but}
     seen: set[str] = set()
-    for file, name in _tensors(Path(path)):
+    for file, name in named_tensors(Path(path)):
         if name not in wanted:
             if _IS_SUPERFLUOUS.fullmatch(name):
                 continue
@@ -193,7 +193,7 @@ def _hf_name(name: str) -> str:
     return name if name.startswith(("lm_head.", "score.")) else f"model.{name}"
 
 
-def _tensors(path: Path) -> Iterator[tuple[Path, str]]:
+def named_tensors(path: Path) -> Iterator[tuple[Path, str]]:
     """(file, tensor name) of every tensor in a directory."""
     index = path / _INDEX
     files = [path / _SINGLE]

@@ -159,12 +159,12 @@ def weights_name(options: argparse.Namespace) -> str:
 
 
 def _scalar(options: argparse.Namespace) -> Judge:
-    from eval.judges.scalar import open_scalar
-
     if options.endpoint:
         raise ValueError("--judge scalar: reads the weights themselves; name --model DIR")
     if options.mode == "pairwise":
         raise ValueError("--judge scalar: scores one response at a time; --mode pointwise is right")
+    from eval.judges.scalar import open_scalar
+
     return open_scalar(options.model, weights_name(options), options.dtype, options.trust_remote_code)
 
 
