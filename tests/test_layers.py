@@ -132,7 +132,7 @@ def core_opens_nothing(path: str, source: str) -> Violations:
 
 
 def models_are_ours(path: str, source: str) -> Violations:
-    """transformers gives tokenizers, chat templates and configs; its modelling code is for tests, bench and one adapter."""
+    """transformers gives tokenizers, chat templates and configs; its modelling code is for tests, bench and FOREIGN."""
     if layer_of(path) == "bench" or path == FOREIGN:
         return
     wanted = "our decoder is the model; transformers' modelling code is for tests and bench"
