@@ -43,11 +43,6 @@ class Drawn:
     # Pairwise, of judges whose votes are sums of scores (DeepSeek-GRM): of A and of B, in the question's order.
     scores: tuple[float, float] | None = None
 
-    @property
-    def is_lost(self) -> bool:
-        """There was no reply: asked again, there may be one. (A judgment that says nothing is a judgment.)"""
-        return self.error is not None and self.text is None and not self.error.startswith(("unasked", "refused"))
-
 
 class Judge(Protocol):
     """A pointwise judge takes questions of one response, a pairwise one of two."""
