@@ -123,7 +123,8 @@ def prepare(
         except Exception as error:
             if name == "ours":
                 raise
-            engines.pop(name, None)
+            if isinstance(failed := engines.pop(name, None), Apart):
+                failed.close()
             errors[name] = "not installed" if isinstance(error, ImportError) else one_line(error)
             continue
         ours = ours or written  # the first
