@@ -32,12 +32,14 @@ def run_serve(options: argparse.Namespace) -> None:
         app, log_level="warning", access_log=False, lifespan="on", ws="none", http="h11", loop="asyncio",
         server_header=False, timeout_graceful_shutdown=options.grace,
     )  # fmt: skip
-    # Once it has shut down, uvicorn raises the signal again: for us that was a clean end.
+    server = uvicorn.Server(settings)
+    # From here on until uvicorn listens to them, and again when it has shut down: it raises the signal once more, and
+    # for us that was a clean end.
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: None)
+        signal.signal(number, lambda *_: setattr(server, "should_exit", True))
     host, port = listener.getsockname()[:2]
     print(f"serving {config.model_name} on http://{f'[{host}]' if ':' in host else host}:{port}", flush=True)
-    uvicorn.Server(settings).run(sockets=[listener])
+    server.run(sockets=[listener])
     print("stopped", flush=True)
 
 

@@ -62,6 +62,19 @@ def test_a_signal_stops_it_once_open_requests_are_done(tiny_judge, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_signal_right_after_the_address_is_not_lost(tiny_judge):
+    """It may come before the server library listens to any."""
+    command = [sys.executable, str(DOOR), "serve", "--model", str(tiny_judge), "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout.readline().startswith("serving ")
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(30) == 0 and process.stdout.read() == "stopped\n"
+        finally:
+            process.kill()
+
+
+@pytest.mark.slow
 def test_requests_that_outlast_the_grace_time_are_told(tiny_judge):
     """A body that never comes keeps its connection open; the process ends all the same."""
     with served(tiny_judge, "--grace", "1") as (process, url):
