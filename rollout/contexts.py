@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from transformers import PreTrainedTokenizerBase
 
 from patarm_core.judgment import JudgeMode, RubricSetting
 from patarm_core.pairs import ChoiceExample, Example, Pair, read_choice_judgments, read_judgments, read_pairs
-from patarm_core.prompts import Prompt, pairwise, pointwise
+from patarm_core.prompts import Prompt, Template, pairwise, pointwise
 from patarm_core.rubrics import RubricBook, default_rubrics, parse_rubrics
 
 
@@ -22,6 +22,13 @@ class PromptConfig:
     template: Literal["full", "bare"] = "full"
     rubrics_file: str = ""  # primary rubrics; empty: those of the paper
     max_context_tokens: int = 8192
+
+    def __post_init__(self) -> None:
+        for name, known in (("rubrics", get_args(RubricSetting)), ("template", get_args(Template))):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name}={getattr(self, name)!r} must be one of {', '.join(known)}")
+        if self.max_context_tokens < 1:
+            raise ValueError(f"max_context_tokens={self.max_context_tokens} must be at least 1")
 
 
 def load_rubrics(file: str) -> RubricBook:

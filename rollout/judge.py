@@ -22,6 +22,7 @@ import torch
 from kernels.philox import stream_seed
 from patarm_core.judgment import AnswerKind, RubricSetting
 from patarm_core.prompts import Prompt
+from patarm_core.rubrics import unknown_task
 from rollout.contexts import ContextBuilder, PromptConfig, load_rubrics
 from rollout.engine import Engine, EngineConfig
 from rollout.grammar import JudgmentGrammar
@@ -118,9 +119,12 @@ class Judge:
     def judgments(
         self, prompts: Sequence[Prompt], responses: Sequence[Response], task: Tasks = "chat"
     ) -> list[Judged | Unanswered]:
-        """Every judgment of each response. What cannot be judged, such as a context too long, is Unanswered."""
-        items = zip(prompts, responses, _each(task, len(prompts)), strict=True)
-        return self._answer_all(self.ask, items)
+        """Every judgment of each response. What cannot be judged, such as a context too long, is Unanswered.
+
+        Raises:
+            ValueError: lists of unlike lengths, or a task without rubrics, under which nothing could be judged.
+        """
+        return self._answer_all(self.ask, task, prompts=prompts, responses=responses)
 
     def compare(
         self,
@@ -147,9 +151,13 @@ class Judge:
         Args:
             method: "mean" compares mean scores, "majority" lets the i-th judgments of both vote together, "pairwise"
                 shows both to the judge, in an order that is drawn, and counts its choices.
+
+        Raises:
+            ValueError: as in `judgments`, or an unknown method.
         """
-        items = zip(prompts, responses_a, responses_b, _each(task, len(prompts)), strict=True)
-        return self._answer_all(partial(self.ask_to_compare, method=method), items)
+        _check_method(method)
+        ask = partial(self.ask_to_compare, method=method)
+        return self._answer_all(ask, task, prompts=prompts, responses_a=responses_a, responses_b=responses_b)
 
     def __call__(self, prompts, completions, task: Tasks = "chat", **_) -> list[float | None]:
         """As a reward function of TRL: other columns and what the trainer says of itself are passed over."""
@@ -177,8 +185,7 @@ class Judge:
         name: str = "this item",
     ) -> Question:
         """How two responses are compared; errors as in `ask`."""
-        if method not in get_args(Method):
-            raise ValueError(f"unknown method {method!r}; methods are {', '.join(get_args(Method))}")
+        _check_method(method)
         prompt, a, b = read_prompt(prompt), read_response(response_a), read_response(response_b)
         if method != "pairwise":
             sides = [self.ask(prompt, response, task, name) for response in (a, b)]
@@ -216,9 +223,17 @@ class Judge:
                 yield open_questions.popleft().read([finished.pop(i) for i in numbers])
                 first = numbers.stop
 
-    def _answer_all(self, ask: Callable[..., Question], items: Iterable[tuple]) -> list:
+    def _answer_all(self, ask: Callable[..., Question], task: Tasks, **columns: Sequence) -> list:
+        columns["tasks"] = [task] * len(columns["prompts"]) if isinstance(task, str) else task
+        lengths = {name: len(column) for name, column in columns.items()}
+        if len({*lengths.values()}) > 1 or any(isinstance(column, str) for column in columns.values()):
+            told = ", ".join(f"{name} {count}" for name, count in lengths.items())
+            raise ValueError(f"lists of equal lengths are expected, one entry for each item; found {told}")
+        book, template = self.contexts.book, self.contexts.config.template
+        for one in {*columns["tasks"]} - {*book.tasks} if template != "general" else ():
+            raise ValueError(unknown_task(str(one), book.tasks))
         questions: list[Question | Unanswered] = []
-        for number, item in enumerate(items):
+        for number, item in enumerate(zip(*columns.values(), strict=True)):
             try:
                 questions.append(ask(*item, name=f"item {number}"))
             except ValueError as error:
@@ -239,5 +254,6 @@ class Judge:
         return replace(params, grammar=grammar)
 
 
-def _each(task: Tasks, num: int) -> Sequence[str]:
-    return [task] * num if isinstance(task, str) else task
+def _check_method(method: str) -> None:
+    if method not in get_args(Method):
+        raise ValueError(f"unknown method {method!r}; methods are {', '.join(get_args(Method))}")

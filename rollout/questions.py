@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal
@@ -115,27 +115,44 @@ def read_prompt(prompt: Prompt) -> Prompt:
     """The prompt with contents that are texts; chat data may have parts, {"type": "text", "text": …}, or null instead.
 
     Raises:
-        ValueError: a part that is not text, or text that is not valid Unicode.
+        ValueError: neither a text nor messages, a part that is not text, or text that is not valid Unicode.
     """
     if isinstance(prompt, str):
         return _valid(prompt)
-    return tuple(m if isinstance(m, Message) else Message(m["role"], _content(m)) for m in prompt)
+    return tuple(Message(_field(m, "role"), _content(m)) for m in _messages(prompt))
 
 
 def read_response(response: str | Sequence) -> str:
     """The response as one text: of a list of messages, their contents with blank lines between. Errors as above."""
-    return _valid(response) if isinstance(response, str) else "\n\n".join(_content(m) for m in response)
+    return _valid(response) if isinstance(response, str) else "\n\n".join(map(_content, _messages(response)))
 
 
-def _content(message) -> str:
-    content = message["content"]
+def _messages(value: object) -> Iterable:
+    if isinstance(value, Mapping) or not isinstance(value, Iterable):
+        raise ValueError(f"{type(value).__name__} found; a text or a list of messages is expected")
+    return value
+
+
+def _field(message: object, name: str) -> object:
+    if isinstance(message, Message):
+        message = message._asdict()
+    if not isinstance(message, Mapping) or name not in message:
+        raise ValueError(f'a message has no {name}; messages are {{"role", "content"}}')
+    return message[name]
+
+
+def _content(message: object) -> str:
+    content = _field(message, "content")
     if isinstance(content, str):
         return _valid(content)
-    parts = content or []
+    parts = [] if content is None else _messages(content)
+    texts = []
     for part in parts:
-        if part.get("type") != "text":
-            raise ValueError(f"a message has a part of type {part.get('type')!r}; a judge reads text only")
-    return _valid("".join(part["text"] for part in parts))
+        kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
+        if kind != "text" or not isinstance(part.get("text"), str):
+            raise ValueError(f"a message has a part of type {kind!r}; a judge reads text only")
+        texts.append(part["text"])
+    return _valid("".join(texts))
 
 
 def _valid(text: str) -> str:

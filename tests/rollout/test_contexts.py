@@ -127,6 +127,20 @@ def test_a_context_over_the_limit_is_told_with_its_name_and_length(contexts):
     )
 
 
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"template": "ful"}, "template='ful' must be one of full, bare, general"),
+        ({"rubrics": "primry"}, "rubrics='primry' must be one of adaptive, primary, generated"),
+        ({"max_context_tokens": 0}, "max_context_tokens=0 must be at least 1"),
+    ],
+)
+def test_settings_under_which_nothing_could_be_asked_are_refused(config, message):
+    with pytest.raises(ValueError) as error:
+        PromptConfig(**config)
+    assert str(error.value) == message
+
+
 def test_the_sides_of_a_pair_are_its_two_responses(contexts):
     build = contexts(template="bare")
     pair = Pair("Why?", "Because.", "No.", "chat", "here", "1")

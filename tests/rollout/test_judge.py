@@ -1,5 +1,6 @@
 """The judge as other code calls it: what it returns, what it depends on, and that no text makes it raise."""
 
+import re
 from dataclasses import replace
 from fractions import Fraction
 
@@ -95,13 +96,18 @@ def test_it_is_a_reward_function_of_trl(judge):
 def test_what_cannot_be_judged_has_no_score_and_says_why(judge):
     prompts = ["Why?", "Why? " * 300, "Why?", [{"role": "robot", "content": "x"}], "Why?"]
     responses = ["So.", "So.", "\ud800", "So.", [{"role": "assistant", "content": [{"type": "image"}]}]]
+    prompts += [[{"role": "user"}], ["Why?"], 5, "Why?", "Why?", "Why?"]
+    responses += ["So.", "So.", "So.", None, {"content": "So."}, [{"content": 5}]]
     first, *others = judge.judgments(prompts, responses)
     assert first == judge.judgments(prompts[:1], responses[:1])[0]
     for item, reason in zip(
-        others, ("item 1: ", "not valid Unicode", "unknown role 'robot'", "type 'image'"), strict=True
+        others,
+        ("item 1: ", "not valid Unicode", "unknown role 'robot'", "type 'image'", "no content", "no role", "int found")
+        + ("NoneType found; a text or a list of messages", "dict found", "int found"),
+        strict=True,
     ):
         assert isinstance(item, Unanswered) and reason in item.problem
-    assert judge.score(prompts, responses)[1:] == [None] * 4
+    assert judge.score(prompts, responses)[1:] == [None] * 10
 
 
 def test_a_judgment_takes_what_room_the_context_leaves(judge):
@@ -125,8 +131,29 @@ def test_settings_that_cannot_be_are_refused(judge):
         replace(judge, num_votes=0)
     with pytest.raises(ValueError, match="unknown method 'best'"):
         judge.ask_to_compare("Why?", "a", "b", "chat", "best")
-    with pytest.raises(ValueError, match="zip"):
-        judge.score(["Why?"], [])
+    with pytest.raises(ValueError, match="unknown method 'best'"):
+        judge.compare(["Why?"], ["a"], ["b"], method="best")
+
+
+@pytest.mark.parametrize(
+    ("items", "message"),
+    [
+        ((["Why?"], []), "one entry for each item; found prompts 1, responses 0, tasks 1"),
+        (("Why?", "Soso"), "one entry for each item; found prompts 4, responses 4, tasks 4"),
+        ((["Why?"] * 2, ["So."] * 2, ["chat"]), "found prompts 2, responses 2, tasks 1"),
+        ((["Why?"], ["So."], "chess"), "unknown task 'chess'; known tasks are chat, "),
+        ((["Why?"] * 2, ["So."] * 2, ["chat", None]), "unknown task 'None'; known tasks are chat, "),
+    ],
+)
+def test_what_is_wrong_with_all_items_is_told_and_not_a_list_of_none(items, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        answering("7").score(*items)
+
+
+def test_a_template_of_its_own_has_no_tasks():
+    judge = answering("7")
+    contexts = replace(judge.contexts, config=PromptConfig(template="general"))
+    assert replace(judge, contexts=contexts).score(["Why?"], ["So."], "anything") == [7.0]
 
 
 @given(st.lists(st.text(st.characters(codec=None), max_size=30), min_size=3, max_size=3), st.text(max_size=60))
