@@ -26,6 +26,8 @@ from rollout.paged_rows import RowTables, Sizes, attend_pages, decoding_rows, ho
 from rollout.scheduler import Scheduler
 from rollout.steps import Step
 
+_NUM_TEMPERATURES = 4  # whose graphs are kept; a server's clients name any
+
 # (tokens drawn, the whole draw packed), at places where the next replay of any graph may write
 Replay = Callable[[], tuple[Tensor, Tensor]]
 
@@ -33,14 +35,14 @@ Replay = Callable[[], tuple[Tensor, Tensor]]
 class DecodeGraphs:
     """Replays decode steps: rows without chunks, drawn at one temperature without filters.
 
-    A graph is recorded for each set of sizes when it first comes up. Its inputs lie at fixed places; weights and pages
-    change in place. Without CUDA the same steps run on the same inputs, unrecorded (for tests).
+    A graph is recorded for each set of sizes when it first comes up at a temperature. Its inputs lie at fixed places;
+    weights and pages change in place. Without CUDA the same steps run on the same inputs, unrecorded (for tests).
     """
 
     def __init__(self, decoder: Decoder, cache: KvCache, scheduler: Scheduler) -> None:
         self._decoder, self._cache, self._scheduler = decoder, cache, scheduler
         self._device = next(decoder.parameters()).device
-        self._recorded: dict[tuple[Sizes, float], tuple[_Inputs, Replay]] = {}
+        self._recorded: dict[float, dict[Sizes, tuple[_Inputs, Replay]]] = {}  # by temperature, the latest last
         self._pool = None  # of memory, that all graphs share: only one of them runs at a time
 
     def clear(self) -> None:
@@ -70,14 +72,17 @@ class DecodeGraphs:
             for of in (lambda s: s.request.params.seed, lambda s: s.index, lambda s: len(s.token_ids) + step.ahead)
         ]
         place_B = np.array(step.places or [0] * len(step.rows))
-        is_new = (sizes, temperature) not in self._recorded
-        inputs = _Inputs(sizes, self._device) if is_new else self._recorded[sizes, temperature][0]
+        recorded = self._recorded[temperature] = self._recorded.pop(temperature, {})
+        if len(self._recorded) > _NUM_TEMPERATURES:  # the first has ended: no more than two steps run at a time
+            del self._recorded[next(iter(self._recorded))]
+        is_new = sizes not in recorded
+        inputs = _Inputs(sizes, self._device) if is_new else recorded[sizes][0]
         inputs.fill(host_tables(rows, self._cache.page_size, sizes), np.stack([*tokens_3T, *words, place_B]))
         if before_B is not None:
             inputs.take_tokens(before_B, len(step.rows))
         if is_new:
-            self._recorded[sizes, temperature] = inputs, self._record(inputs, temperature)
-        token_B, packed_5B = self._recorded[sizes, temperature][1]()
+            recorded[sizes] = inputs, self._record(inputs, temperature)
+        token_B, packed_5B = recorded[sizes][1]()
         return Pending(step, step.rows, Readback(packed_5B), token_B)
 
     def _record(self, inputs: _Inputs, temperature: float) -> Replay:

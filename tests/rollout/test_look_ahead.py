@@ -201,6 +201,17 @@ def drawn_in_the_middle(engine: Engine, params: SamplingParams) -> tuple[int, in
     )
 
 
+def test_graphs_of_few_temperatures_are_kept():
+    """A server's clients may name any; each is recorded anew when it comes again after others."""
+    engine, right = paged(DOUBLE), paged(DOUBLE, look_ahead=False)
+    kept = engine._runner._graphs._recorded
+    for temperature in (0.5, 0.6, 0.7, 0.8, 0.9, 0.5, 1.0, 0.9, 0.8):
+        params = SamplingParams(n=2, max_tokens=5, temperature=temperature)
+        assert_agree(engine.generate([context(9)], params), right.generate([context(9)], params))
+        assert len(kept) <= 4 and [*kept][-1] == temperature
+    assert [*kept] == [0.5, 1.0, 0.9, 0.8]
+
+
 def test_a_row_that_is_not_finite_is_told_and_leaves_no_trace():
     params = SamplingParams(n=4, max_tokens=LIMIT, seed=2)
     right = random_decoder(config(vocab_size=V, num_hidden_layers=1, tie_word_embeddings=False), 5, 0.15).double()
