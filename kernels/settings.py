@@ -13,6 +13,8 @@ from torch import Tensor
 
 from kernels.draw import MAX_VOCABULARY, least_kept, scale_of
 
+MAX_TEMPERATURE = 1e30
+
 Words = np.ndarray | Tensor | int
 PerRow = float | np.ndarray | Tensor
 
@@ -130,7 +132,7 @@ class Settings:
     def of(cls, B: int, temperature: PerRow, top_k: PerRow, top_p: PerRow, min_p: PerRow) -> Settings:
         rows = []
         for name, x, dtype, low, high, right in (
-            ("temperature", temperature, np.float64, 0, 1e30, "in [0, 1e30] (0 is greedy)"),
+            ("temperature", temperature, np.float64, 0, MAX_TEMPERATURE, "in [0, 1e30] (0 is greedy)"),
             ("top_k", top_k, np.int64, 0, 2**62, "at least 0 (0 keeps all tokens)"),
             ("top_p", top_p, np.float64, 5e-324, 1, "in (0, 1]"),
             ("min_p", min_p, np.float64, 0, 1, "in [0, 1]"),

@@ -16,13 +16,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import inf
-from operator import attrgetter
+from operator import attrgetter, index
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
+from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
@@ -41,6 +43,14 @@ from rollout.vocabulary import load_tokenizer, special_token_ids
 from rollout.weights import load_decoder
 
 _VERSION = attrgetter("_version")  # of hundreds of parameters, every step
+
+
+def _count_writes(optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
+    """Fused optimisers write to their parameters without raising the count by which an engine sees it."""
+    increment_version([parameter for group in optimizer.param_groups for parameter in group["params"]])
+
+
+register_optimizer_step_post_hook(_count_writes)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -149,6 +159,8 @@ class Engine:
         Raises:
             ValueError: an empty context, one that leaves no room for max_tokens, or a wrong number of params.
         """
+        if isinstance(contexts, str):
+            raise ValueError("contexts is one text; a list of texts or of token ids is expected")
         if isinstance(params, SamplingParams):
             params = [replace(params, seed=stream_seed(params.seed, i)) for i in range(len(contexts))]
         if len(params) != len(contexts):
@@ -179,11 +191,11 @@ class Engine:
         try:
             while True:
                 while not is_drained and self._scheduler.wants_more:
-                    number, (context, params) = next(source, (0, (None, None)))
-                    if context is None:
+                    numbered = next(source, None)
+                    if numbered is None:
                         is_drained = True
                     else:
-                        numbers[self.submit(context, params)] = number
+                        numbers[self.submit(*numbered[1])] = numbered[0]
                 if not numbers:
                     return
                 self.step()
@@ -267,7 +279,7 @@ class Engine:
 
         Whoever writes to the decoder's parameters otherwise needs not tell: torch counts the changes of a tensor, and
         the engine compares that count, and where the tensor lies, before every step. It does not count what is written
-        to a parameter's `.data`: after that, call `release_memory`.
+        to a parameter's `.data`, or through another tensor of its memory: after that, call `release_memory`.
 
         Raises:
             ValueError: a name that the decoder does not have, or a tensor of another shape; those before it are copied.
@@ -337,7 +349,10 @@ class Engine:
         """Token ids of a context; a ValueError of one line where it cannot be run."""
         limit, V = self.decoder.config.max_position_embeddings, self.decoder.config.vocab_size
         is_text = isinstance(context, str)
-        token_ids = self.tokenizer.encode(context, add_special_tokens=False) if is_text else list(context)
+        try:
+            token_ids = self.tokenizer.encode(context, add_special_tokens=False) if is_text else [*map(index, context)]
+        except TypeError:
+            raise ValueError(f"{name} is neither a text nor a list of token ids") from None
         if not token_ids:
             raise ValueError(f"{name} is empty")
         if not 0 <= min(token_ids) <= max(token_ids) < V:

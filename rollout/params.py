@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from numbers import Integral
 
 import numpy as np
 
+from kernels.settings import MAX_TEMPERATURE
 from rollout.grammar import JudgmentGrammar
 
 
@@ -32,14 +34,20 @@ class SamplingParams:
     grammar: JudgmentGrammar | None = None
 
     def __post_init__(self) -> None:
+        for name in ("n", "max_tokens", "top_k", "seed"):
+            if not isinstance(getattr(self, name), Integral):
+                raise ValueError(f"sampling {name}={getattr(self, name)!r} must be a whole number")
+        is_tuple, stop_ids = isinstance(self.stop, tuple), self.stop_token_ids
+        are_ids = isinstance(stop_ids, tuple) and all(isinstance(token, Integral) for token in stop_ids)
         for name, is_right, right in (
             ("n", self.n >= 1, "at least 1"),
             ("max_tokens", self.max_tokens >= 1, "at least 1"),
-            ("temperature", 0 <= self.temperature < float("inf"), "at least 0 and finite"),
-            ("top_k", self.top_k >= 0, "at least 0 (0 keeps all tokens)"),
+            ("temperature", 0 <= self.temperature <= MAX_TEMPERATURE, "in [0, 1e30] (0 is greedy)"),
+            ("top_k", 0 <= self.top_k <= 1 << 62, "at least 0 (0 keeps all tokens)"),
             ("top_p", 0 < self.top_p <= 1, "in (0, 1]"),
             ("min_p", 0 <= self.min_p <= 1, "in [0, 1]"),
-            ("stop", isinstance(self.stop, tuple) and all(self.stop), "a tuple of non-empty strings"),
+            ("stop", is_tuple and all(isinstance(s, str) and s for s in self.stop), "a tuple of non-empty strings"),
+            ("stop_token_ids", are_ids, "a tuple of token ids"),
             ("seed", 0 <= self.seed < 1 << 64, "in [0, 2^64)"),
         ):
             if not is_right:

@@ -24,7 +24,13 @@ class StopFinder:
         """bool [V]: the token can hold the last character of one of the strings."""
         if not self._pieces:
             self._pieces = token_texts(self._tokenizer, self._vocab_size)
-        return np.array([any(_can_end(piece, string) for string in stop) for piece in self._pieces])
+        can_end_V = np.zeros(len(self._pieces), dtype=bool)
+        for string in stop:  # running requests wait for this: few pieces are looked at closely
+            last = string[-1]
+            for token, piece in enumerate(self._pieces):
+                if (last in piece or "\ufffd" in piece) and _can_end(piece, string):
+                    can_end_V[token] = True
+        return can_end_V
 
     def cut(self, token_ids: list[int], stop: tuple[str, ...]) -> str | None:
         """The text up to the end of the stop string that ends first, or None if there is none in it."""

@@ -16,7 +16,7 @@ from rollout.decoder import all_logits, causal_attention
 from rollout.engine import Engine, EngineConfig
 from rollout.params import SamplingParams
 from rollout.stops import StopFinder
-from rollout.vocabulary import load_tokenizer
+from rollout.vocabulary import load_tokenizer, token_texts
 from rollout.weights import load_weights_, save_decoder
 from tests.models import tokenizer
 from tests.slow_engine import (
@@ -217,6 +217,19 @@ def test_tokens_that_cannot_end_a_stop_string_never_do(string):
                 assert can_end_V[token], (before, pieces[token])
 
 
+@given(st.lists(st.text("</answer> the7.é😀\n", min_size=1, max_size=9), min_size=1, max_size=3))
+def test_tokens_that_can_end_a_stop_string_are_found_by_their_texts(strings):
+    """A token does if it holds the string, or begins with its end, or is part of a character that may be in it."""
+
+    def can_end(piece: str, string: str) -> bool:
+        begins = any(string.endswith(piece[:end]) for end in range(1, len(piece) + 1))
+        return string in piece or begins or ("\ufffd" in piece and not string.isascii())
+
+    pieces = token_texts(tokenizer(), V)
+    expected = [any(can_end(piece, string) for string in strings) for piece in pieces]
+    assert StopFinder(tokenizer(), V).can_end_V(tuple(strings)).tolist() == expected
+
+
 def test_a_character_of_several_tokens_ends_a_completion():
     """é is two byte tokens here: the stop string is complete with the second."""
     finder = StopFinder(tokenizer(), V)
@@ -249,6 +262,20 @@ def test_sees_weights_that_change_in_place(tmp_path):
     after = engine.generate([context(30)], params)
     assert before[0][0].token_ids != after[0][0].token_ids
     assert_identical(after, Engine.from_pretrained(tmp_path).generate([context(30)], params))
+
+
+@pytest.mark.parametrize("settings", [{}, {"foreach": True}, {"fused": True}], ids=["loop", "foreach", "fused"])
+def test_sees_what_an_optimiser_writes(settings):
+    """A fused one does not raise the count by which torch tells that a tensor was written to."""
+    model, params = decoder(seed=7, num_hidden_layers=1), SamplingParams(n=3, max_tokens=20, seed=2)
+    engine, optimizer = Engine(model, tokenizer()), torch.optim.AdamW(model.parameters(), lr=0.1, **settings)
+    before = engine.generate([context(30)], params)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    after = engine.generate([context(30)], params)
+    assert before[0][0].token_ids != after[0][0].token_ids
+    assert_identical(after, Engine(model, tokenizer()).generate([context(30)], params))
 
 
 def test_leaves_no_trace_in_the_decoder(engine):
@@ -285,12 +312,30 @@ def test_bfloat16_runs_and_records_its_own_logprobs():
          "context 0 has 500 tokens and asks for 13 more; the model's limit is 512"),
         ([[1, V]], SamplingParams(max_tokens=1), f"context 0 has token {V}; the model has {V} tokens"),
         ([[1, -1]], SamplingParams(max_tokens=1), f"context 0 has token -1; the model has {V} tokens"),
+        ("here", SamplingParams(), "contexts is one text; a list of texts or of token ids is expected"),
+        ([1, 2], SamplingParams(), "context 0 is neither a text nor a list of token ids"),
+        ([[1], [1.0]], SamplingParams(max_tokens=1), "context 1 is neither a text nor a list of token ids"),
+        ([["here"]], SamplingParams(), "context 0 is neither a text nor a list of token ids"),
+        ([None], SamplingParams(), "context 0 is neither a text nor a list of token ids"),
     ],
 )  # fmt: skip
 def test_refuses(engine, contexts, params, message):
     with pytest.raises(ValueError) as error:
         engine.generate(contexts, params)
     assert str(error.value) == message
+
+
+def test_a_stream_ends_with_its_source_and_not_before(engine):
+    params = SamplingParams(max_tokens=1)
+    with pytest.raises(ValueError, match="neither a text nor a list of token ids"):
+        list(engine.stream([([1], params), (None, params), ([1], params)]))
+    assert not engine.has_work
+
+
+def test_token_ids_may_come_in_an_array(engine):
+    params = SamplingParams(n=2, max_tokens=5)
+    for array in (np.array(context(9)), torch.tensor(context(9))):
+        assert_identical(engine.generate([array], params), engine.generate([context(9)], params))
 
 
 def test_a_context_may_fill_the_model(engine):
@@ -303,13 +348,21 @@ def test_a_context_may_fill_the_model(engine):
     [
         ({"n": 0}, "sampling n=0 must be at least 1"),
         ({"max_tokens": 0}, "sampling max_tokens=0 must be at least 1"),
-        ({"temperature": -1.0}, "sampling temperature=-1.0 must be at least 0 and finite"),
-        ({"temperature": float("nan")}, "sampling temperature=nan must be at least 0 and finite"),
+        ({"temperature": -1.0}, "sampling temperature=-1.0 must be in [0, 1e30] (0 is greedy)"),
+        ({"temperature": float("nan")}, "sampling temperature=nan must be in [0, 1e30] (0 is greedy)"),
+        ({"temperature": 1e31}, "sampling temperature=1e+31 must be in [0, 1e30] (0 is greedy)"),
+        ({"n": 1.5}, "sampling n=1.5 must be a whole number"),
+        ({"max_tokens": 2.0}, "sampling max_tokens=2.0 must be a whole number"),
+        ({"top_k": None}, "sampling top_k=None must be a whole number"),
+        ({"seed": "1"}, "sampling seed='1' must be a whole number"),
         ({"top_k": -1}, "sampling top_k=-1 must be at least 0 (0 keeps all tokens)"),
         ({"top_p": 0.0}, "sampling top_p=0.0 must be in (0, 1]"),
         ({"min_p": 1.5}, "sampling min_p=1.5 must be in [0, 1]"),
         ({"stop": ("a", "")}, "sampling stop=('a', '') must be a tuple of non-empty strings"),
         ({"stop": "</answer>"}, "sampling stop='</answer>' must be a tuple of non-empty strings"),
+        ({"stop": (5,)}, "sampling stop=(5,) must be a tuple of non-empty strings"),
+        ({"stop_token_ids": 5}, "sampling stop_token_ids=5 must be a tuple of token ids"),
+        ({"stop_token_ids": ("a",)}, "sampling stop_token_ids=('a',) must be a tuple of token ids"),
         ({"seed": 1 << 64}, "sampling seed=18446744073709551616 must be in [0, 2^64)"),
     ],
 )
@@ -317,6 +370,14 @@ def test_refuses_params(values, message):
     with pytest.raises(ValueError) as error:
         SamplingParams(**values)
     assert str(error.value) == message
+
+
+@pytest.mark.parametrize(
+    "values", [{"temperature": 1e30}, {"temperature": 5e-324}, {"top_k": 1 << 62}, {"top_p": 5e-324}]
+)
+def test_params_at_the_ends_of_their_ranges_are_drawn_with(engine, values):
+    ((completion, _),) = engine.generate([context(5)], SamplingParams(n=2, max_tokens=3, **values))
+    assert len(completion.token_ids) == 3 and np.isfinite(completion.drawn_logprobs).all()
 
 
 def test_refuses_no_rows():
