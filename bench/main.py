@@ -5,6 +5,7 @@ python bench/main.py compile [--arch sm_80,sm_90] [--out DIR]               what
 python bench/main.py kernels [--only sample,...] [--repeats 5] [--out DIR]  time and memory of each kernel beside others
 python bench/main.py rollout [--models 10m,50m] [--pairs 4] [--out DIR]     tokens per second of ours and other engines
 python bench/main.py serve [--clients 64] [--seconds 60] [--out DIR]        many clients at once on the server
+python bench/main.py faults [--kills 30] [--seed 0] [--out DIR]            kills runs at any moment, resumes, compares
 """
 
 from __future__ import annotations
@@ -51,7 +52,11 @@ def main(arguments: list[str]) -> int:
     serve.add_argument("--clients", type=int, default=64)
     serve.add_argument("--seconds", type=float, default=60)
     serve.set_defaults(run=_serve)
-    for command in (step, compiled, kernels, rollout, serve):
+    faults = commands.add_parser("faults", help="kills tiny runs at any moment; resumed, they must end as if unbroken")
+    faults.add_argument("--kills", type=int, default=30)
+    faults.add_argument("--seed", type=int, default=0, help="of the moments")
+    faults.set_defaults(run=_faults)
+    for command in (step, compiled, kernels, rollout, serve, faults):
         command.add_argument("--out", type=Path, help="folder for the result as JSON and as a Markdown table")
     options = parser.parse_args(arguments)
     wait_briefly()
@@ -101,6 +106,14 @@ def _serve(options: argparse.Namespace) -> None:
     from bench.serve_load import run_serve_load
 
     run_serve_load(options.clients, options.seconds, options.out)
+
+
+def _faults(options: argparse.Namespace) -> None:
+    if options.kills < 1:
+        raise ValueError("--kills must be at least 1")
+    from bench.faults import run_faults
+
+    run_faults(options.kills, options.seed, options.out)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from eval.pairs_command import write_judgments
 from eval.tables import accuracy_table, task_table
 from rollout.contexts import read_text
 from rollout.mistakes import tell
+from rollout.vocabulary import load_tokenizer
 from rollout.weights import save_decoder
 from trainer.checkpoint import refuse_another_run
 from trainer.config import JUDGE_STAGES, Recipe
@@ -127,7 +128,8 @@ def _run_stage(
         learner = run_grpo(recipe, folder, model, inputs.data.pairs, inputs.data.dev, replica)
     held_out.measure(stage, learner, objective)
     if folder.is_writer:
-        inputs.tokenizer.save_pretrained(folder.model(stage))
+        # From where the stage began: one that was made in memory would be written with other settings.
+        load_tokenizer(model).save_pretrained(folder.model(stage))
     replica.world.gather(None)
     dtype = DTYPES[recipe.model.export_dtype]
     save_decoder(learner.decoder, folder.model(stage), dtype, is_writer=folder.is_writer)
