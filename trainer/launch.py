@@ -1,22 +1,21 @@
-"""Who started this process, and whether for the first time."""
+"""Who started this process: runs that torchrun starts anew, after a rank has died, find their folder by it."""
 
 from __future__ import annotations
 
 import os
 import socket
 from collections.abc import Mapping
-from dataclasses import dataclass
+from pathlib import Path
 
 
-@dataclass(frozen=True, slots=True)
-class Launch:
-    id: str  # the same for all processes and restarts of one torchrun; empty without torchrun
-    is_restart: bool  # torchrun started the processes anew: one of them had died
+def agent(environment: Mapping[str, str]) -> str:
+    """The torchrun process of this node, which outlives its workers; empty if there is none.
 
-    @classmethod
-    def of(cls, environment: Mapping[str, str]) -> Launch:
-        """As torchrun's variables tell it. Without a rendezvous id, its process on this machine is what it goes by."""
-        run_id = environment.get("TORCHELASTIC_RUN_ID", "")
-        if run_id == "none":
-            run_id = f"{socket.gethostname()}:{os.getppid()}"
-        return cls(run_id, int(environment.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0)
+    Host, process and when it began, since in a new container the same process number comes again.
+    """
+    if "TORCHELASTIC_RUN_ID" not in environment:
+        return ""
+    parent = os.getppid()
+    stat = Path(f"/proc/{parent}/stat")
+    began = stat.read_text().rpartition(")")[2].split()[19] if stat.is_file() else ""  # in ticks since the boot
+    return f"{socket.gethostname()}:{parent}:{began}"

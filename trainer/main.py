@@ -15,7 +15,7 @@ from rollout.contexts import read_text
 from rollout.mistakes import tell
 from rollout.threads import wait_briefly
 from trainer.config import Recipe
-from trainer.launch import Launch
+from trainer.launch import agent
 from trainer.mistakes import leave_it_to_rank_0
 
 USAGE = """usage: torchrun [--nproc-per-node N] trainer/main.py RECIPE.toml [RECIPE.toml ...] [key=value ...]
@@ -47,7 +47,7 @@ def main(arguments: list[str]) -> int:
     from trainer.run import run  # here, so that a mistyped recipe is told before torch has loaded
 
     try:
-        run(recipe, start, Launch.of(os.environ))
+        run(recipe, start, agent(os.environ))
     except SystemExit as ending:  # told by then: it was asked to end, or halted
         return ending.code
     except (ValueError, OSError) as error:

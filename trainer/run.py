@@ -26,7 +26,6 @@ from trainer.grpo import run_grpo
 from trainer.html_report import write_report
 from trainer.identity import run_identity
 from trainer.inputs import Inputs, load_inputs
-from trainer.launch import Launch
 from trainer.learner import DTYPES, Learner
 from trainer.machine import machine
 from trainer.mistakes import Halt
@@ -47,12 +46,12 @@ REAL_WEIGHTS = """The same job with Qwen3-8B, on 8 and 2 x 8 A100s (data: JSON l
     data.pairs=rl.jsonl data.dev=dev.jsonl data.held_out=held_out.jsonl"""
 
 
-def run(recipe: Recipe, start: float, launch: Launch | None = None) -> None:
+def run(recipe: Recipe, start: float, agent: str = "") -> None:
     """Trains what the recipe says, and prints the report.
 
     Args:
         start: when the program began, by time.perf_counter.
-        launch: who started it; a run that torchrun starts anew goes on by itself.
+        agent: that started it (trainer/launch.py); a run that torchrun starts anew goes on by itself.
 
     Raises:
         ValueError: one line about a mistake in the recipe or in what it names, before anything is written.
@@ -60,11 +59,11 @@ def run(recipe: Recipe, start: float, launch: Launch | None = None) -> None:
     """
     with (
         world(recipe.num_processes, recipe.model.shard_size) as here,
-        here.stop.on_signals(recipe.stop_within_s),
+        here.stop.on_signals(recipe.stop_within_s, here.is_main),
         _told_once(here),
     ):
         with here.agreed():
-            folder = RunFolder.open(recipe, here, launch)
+            folder = RunFolder.open(recipe, here, agent)
         recipe = replace(recipe, resume=folder.is_resumed)
         if all(map(folder.is_finished, recipe.stages)) and (folder.path / "report.md").is_file():
             if here.is_main:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -16,7 +16,6 @@ from patarm_core.recipe import read_recipe, to_toml
 from rollout.text_files import read_records, record_line, write_text
 from trainer.config import Recipe
 from trainer.distributed import World
-from trainer.launch import Launch
 
 # What changes no result, beyond rounding.
 _MAY_CHANGE = {
@@ -31,28 +30,32 @@ _LAUNCH = "launch.json"
 class RunFolder:
     """Paths and append-only logs of one run."""
 
-    def __init__(self, path: Path, is_writer: bool, is_resumed: bool = False, launch: Launch | None = None) -> None:
+    def __init__(self, path: Path, is_writer: bool, is_resumed: bool = False, agents: Sequence[str] = ()) -> None:
         self.path, self.is_writer, self.is_resumed = path, is_writer, is_resumed
         self.identity: dict = {}  # of the run, for its checkpoints (trainer/identity.py)
-        self._launch = launch or Launch("", False)
+        self._agents = agents  # that started the run
 
     @classmethod
-    def open(cls, recipe: Recipe, world: World, launch: Launch | None = None) -> RunFolder:
+    def open(cls, recipe: Recipe, world: World, agent: str = "") -> RunFolder:
         """The folder `recipe.out`, or `out-2`, `out-3`, … if that is taken; of a run that resumes, always `out`.
 
-        When torchrun starts the processes anew after one of them has died, it is the folder that the same launch made
-        before, and the run is resumed if it has begun. Nothing is made yet, so that a mistake found before `create`
-        leaves nothing behind.
+        When torchrun starts the processes anew after one of them has died, it is the folder that they made before, and
+        the run is resumed if it has begun. Nothing is made yet, so that a mistake found before `create` leaves nothing
+        behind.
+
+        Args:
+            agent: that started this process (trainer/launch.py).
 
         Raises:
             ValueError: `resume` is set and there is no run to go on with, or it was started with another recipe.
         """
         path, is_resumed, problem = Path(recipe.out), recipe.resume, None
+        agents = sorted(set(world.gather(agent)) - {""})
         if world.is_main:
             try:
                 if not is_resumed:
                     taken, path = _folders(recipe.out)
-                    if launch is not None and launch.is_restart and (ours := _made_by(launch, taken)):
+                    if ours := _made_by(agents, taken):
                         path, is_resumed = ours, True
                 if is_resumed:
                     problem = _obstacle(path / "recipe.toml", recipe)
@@ -61,14 +64,14 @@ class RunFolder:
         path, is_resumed, problem = world.gather((path, is_resumed, problem))[0]
         if problem:
             raise ValueError(problem)
-        return cls(path, world.is_main, is_resumed, launch)
+        return cls(path, world.is_main, is_resumed, agents)
 
     def create(self, recipe: Recipe) -> None:
         """Makes the folder of a new run; the recipe comes last, and with it there is something to resume."""
         if self.is_writer and not self.is_resumed:
             self.path.mkdir(parents=True, exist_ok=True)
-            if self._launch.id:
-                write_text(self.path / _LAUNCH, json.dumps({"launch": self._launch.id}))
+            if self._agents:
+                write_text(self.path / _LAUNCH, json.dumps({"agents": self._agents}))
             write_text(self.path / "recipe.toml", to_toml(recipe))
 
     def model(self, name: str) -> Path:
@@ -149,12 +152,12 @@ def _is_unbegun(file: Path) -> bool:
     return file.name in (_LAUNCH, _LAUNCH + ".partial", "recipe.toml.partial")
 
 
-def _made_by(launch: Launch, folders: list[Path]) -> Path | None:
-    """The last of the folders that this launch made and began a run in."""
+def _made_by(agents: Sequence[str], folders: list[Path]) -> Path | None:
+    """The last of the folders in which a run has begun that one of these agents started."""
     for path in reversed(folders):
         file = path / _LAUNCH
         has_begun = file.is_file() and (path / "recipe.toml").is_file()
-        if has_begun and json.loads(file.read_text(encoding="utf-8")) == {"launch": launch.id}:
+        if has_begun and not set(json.loads(file.read_text(encoding="utf-8"))["agents"]).isdisjoint(agents):
             return path
     return None
 

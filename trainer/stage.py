@@ -87,7 +87,7 @@ def run_steps(
             is_last, is_best = done == num_steps, False
             told = []
             leave = partial(_leave_if_asked, writer, learner, index, learner.num_updates, boundary)
-            learner.skipped.save = partial(_save_evidence, folder, stage, done)
+            learner.skipped.save = partial(_save_evidence, writer, folder, stage, done)
             with world.stop.paused_by(leave):
                 yield step
             if config.dev_every and (done % config.dev_every == 0 or is_last):
@@ -143,6 +143,7 @@ def _json(spans: Mapping[str, Stateful]) -> str:
     return json.dumps({name: part.state_dict() for name, part in spans.items()})
 
 
-def _save_evidence(folder: RunFolder, stage: str, step: int, evidence: dict) -> Path:
+def _save_evidence(writer: CheckpointWriter, folder: RunFolder, stage: str, step: int, evidence: dict) -> Path:
+    writer.wait()  # the checkpoint before may just be being written
     before = [path for _, path in checkpoints(folder.checkpoints(stage))]
     return save_evidence(folder, stage, step, before[-1] if before else None, evidence)

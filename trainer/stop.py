@@ -52,11 +52,14 @@ class Stop:
         return Leaving(signal.Signals[name], f"{name}: left; with resume=true the run goes on: {where}")
 
     @contextmanager
-    def on_signals(self, within_s: float) -> Iterator[None]:
+    def on_signals(self, within_s: float, is_told: bool = True) -> Iterator[None]:
         """SIGTERM and a first SIGINT ask to end; a second SIGINT interrupts at once.
 
         A thread hears of the signal even while the main one waits in a collective. A process that is still there
         `within_s` seconds later leaves as it is: its last complete checkpoint is what a resumed run goes on from.
+
+        Args:
+            is_told: one process of many tells the user that it has heard.
         """
         if threading.current_thread() is not threading.main_thread():  # Python lets no other one handle signals
             yield
@@ -66,7 +69,7 @@ class Stop:
         is_over = threading.Event()
         before = {number: signal.signal(number, self._heard) for number in _SIGNALS}
         wakeup = signal.set_wakeup_fd(theirs.fileno())
-        thread = threading.Thread(target=self._watch, args=(ours, within_s, is_over), daemon=True)
+        thread = threading.Thread(target=self._watch, args=(ours, within_s, is_told, is_over), daemon=True)
         thread.start()
         try:
             yield
@@ -86,7 +89,7 @@ class Stop:
         if self._num_interrupts > 1:
             raise KeyboardInterrupt
 
-    def _watch(self, wakeup: socket.socket, within_s: float, is_over: threading.Event) -> None:
+    def _watch(self, wakeup: socket.socket, within_s: float, is_told: bool, is_over: threading.Event) -> None:
         while number := wakeup.recv(1):
             if number[0] in _SIGNALS:
                 break
@@ -94,10 +97,9 @@ class Stop:
             return
         self.signal = self.signal or number[0]
         name = signal.Signals(self.signal).name
-        print(f"{name}: saving a checkpoint, then leaving (within {within_s:g} s)", file=sys.stderr, flush=True)
+        if is_told:  # on a line of its own, below a progress bar
+            print(f"\n{name}: saving a checkpoint, then leaving (within {within_s:g} s)", file=sys.stderr, flush=True)
         if not is_over.wait(within_s):
-            told = (
-                f"{name}: no checkpoint within {within_s:g} s; left at once: resume goes on from the last complete one"
-            )
+            told = f"\n{name}: no place to stop within {within_s:g} s; left at once: resume goes on from the last complete checkpoint"
             print(told, file=sys.stderr, flush=True)
             os._exit(128 + self.signal)

@@ -141,3 +141,22 @@ def test_a_phase_that_comes_twice_is_added_up_and_one_that_fails_counts(monkeypa
     with pytest.raises(KeyError), watch.phase("update_s"):
         raise KeyError
     assert watch.seconds == {"rollout_s": 3.5, "update_s": 4.0}
+
+
+def test_a_restart_by_torchrun_goes_on_in_the_folder_that_it_made(tmp_path, one_process):
+    recipe = recipe_of({"out": tmp_path / "x"})
+    folders = []
+    for agent in ("host:1:5", "host:1:6"):  # another torchrun, and the same process number again
+        folders.append(RunFolder.open(recipe, one_process, agent))
+        folders[-1].create(recipe)
+    assert [(folder.path.name, folder.is_resumed) for folder in folders] == [("x", False), ("x-2", False)]
+    again = [RunFolder.open(recipe, one_process, agent) for agent in ("host:1:5", "host:1:6", "host:1:7", "")]
+    assert [(f.path.name, f.is_resumed) for f in again] == [("x", True), ("x-2", True), ("x-3", False), ("x-3", False)]
+
+
+def test_what_was_killed_before_it_had_a_recipe_takes_no_folder(tmp_path, one_process):
+    (tmp_path / "x").mkdir()
+    for name in ("launch.json", "recipe.toml.partial"):
+        (tmp_path / "x" / name).write_text("{")
+    folder = RunFolder.open(recipe_of({"out": tmp_path / "x"}), one_process, "host:1:5")
+    assert (folder.path, folder.is_resumed) == (tmp_path / "x", False)
