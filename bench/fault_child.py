@@ -26,7 +26,8 @@ import trainer.stage
 from trainer.checkpoint_writer import CheckpointWriter
 from trainer.main import main
 from trainer.run import HeldOut
-from trainer.run_folder import Stopwatch
+from trainer.run_folder import RunFolder, Stopwatch
+from trainer.stage_log import StageLog
 
 AT_ONCE_S = 0.002  # a timer is no more exact than that
 
@@ -80,6 +81,8 @@ def watch(notes: Notes) -> None:
         (trainer.learner, "sharded_decoder", "loading weights"),
         (HeldOut, "measure", "held-out"),
         (trainer.stage, "restore_", "restoring"),
+        (StageLog, "write", "log"),
+        (RunFolder, "sync", "log to disk"),
         (CheckpointWriter, "_write", "writing"),
         (trainer.run, "save_decoder", "export"),
         (trainer.run, "_report", "report"),

@@ -1,7 +1,8 @@
 """Kills a tiny run at seeded random moments, resumes it, and compares what it leaves with what an unbroken one left.
 
 Half of the moments are drawn over the run's whole time; the other half over its phases in turn, each phase over its
-occurrences and its length, so that short ones are hit too. Imports come before the clock starts (bench/fault_child.py).
+occurrences and its length, so that short ones are hit too; the ends of epochs count as a phase. Imports come before the
+clock starts (bench/fault_child.py).
 """
 
 from __future__ import annotations
@@ -36,15 +37,17 @@ TINY = {
     "eval.num_judgments": 2, "eval.votes": [1, 2], "eval.num_dev_judgments": 2,
     "prompt.rubrics_file": str(ROOT / "patarm_core" / "embedded" / "rubrics.toml"),
 }  # fmt: skip
+EPOCH_END = "an epoch's end"  # from when its last step is logged to the next rollout
 
 
 @dataclass(frozen=True, slots=True)
 class Kill:
     """One killed and resumed run. Equal in every field of the metrics but times, and in every byte of the models."""
 
-    aim: str  # a phase, or "any moment"
+    aim: str  # a phase, EPOCH_END or "any moment"
     at_s: float  # of its time when it died
     phase: str  # in which it was, innermost; "+ writing" if a checkpoint was being written behind it
+    left_half: bool  # a checkpoint, half-written
     differences: tuple[str, ...]  # from the unbroken run, once resumed to its end
 
     @property
@@ -118,24 +121,42 @@ def _kill(
     if aim == "any moment":
         nursery.run(_arguments(out), notes, kill_after_s=generator.uniform(0, spans["the run"][0][1]))
     else:
-        occurrence = generator.randrange(len(spans[aim]))
-        start, end = spans[aim][occurrence]
-        kill = {"phase": aim, "occurrence": occurrence + 1, "after_s": generator.uniform(0, end - start)}
+        phase, occurrence, length_s = _target(aim, spans, generator)
+        kill = {"phase": phase, "occurrence": occurrence + 1, "after_s": generator.uniform(0, length_s)}
         nursery.run(_arguments(out), notes, kill)
     at_s, phase = last_moment(notes / "notes")
+    left_half = any(out.glob("checkpoints/*/step-*.partial"))
     has_begun = (out / "recipe.toml").is_file()
     again = folder / f"again-{number}"
     status = nursery.run([*_arguments(out), *(["resume=true"] if has_begun else [])], again)
     if status != 0:
-        return Kill(aim, at_s, phase, (f"exit status {status}: {_last_line(again / 'log')}",))
-    return Kill(aim, at_s, phase, tuple(differences(out, folder / "unbroken")))
+        found = [f"exit status {status}: {_last_line(again / 'log')}"]
+    else:
+        found = differences(out, folder / "unbroken")
+    return Kill(aim, at_s, phase, left_half, tuple(found))
 
 
 def _aims(phases: list[str], num_kills: int, generator: random.Random) -> list[str]:
     """Every other one a phase, all phases in turn."""
-    phases = [phase for phase in phases if phase not in ("the run", "step")]  # which only hold others
+    phases = [phase for phase in phases if phase not in ("the run", "step")] + [EPOCH_END]  # the two only hold others
     generator.shuffle(phases)
     return ["any moment" if i % 2 else phases[i // 2 % len(phases)] for i in range(num_kills)]
+
+
+def _target(
+    aim: str, spans: dict[str, list[tuple[float, float]]], generator: random.Random
+) -> tuple[str, int, float]:  # fmt: skip
+    """(a phase, which of its occurrences, seconds from its beginning within which to kill)."""
+    if aim != EPOCH_END:
+        occurrence = generator.randrange(len(spans[aim]))
+        start, end = spans[aim][occurrence]
+        return aim, occurrence, end - start
+    steps_per_epoch = TINY["data.embedded.num_rl_pairs"] // TINY["grpo.pairs_per_step"]
+    epoch = generator.randint(1, TINY["grpo.epochs"])
+    occurrence = TINY["sft.steps"] + epoch * steps_per_epoch - 1
+    start = spans["log"][occurrence][0]
+    later = [begin for begin, _ in spans["rollout"] if begin > start]
+    return "log", occurrence, min([*later, spans["the run"][0][1]]) - start
 
 
 def _arguments(out: Path) -> list[str]:
@@ -199,10 +220,14 @@ def table(kills: list[Kill], total_s: float, seed: int) -> str:
         of_phase[kill.phase].append(kill)
     rows = [(phase, len(of_phase[phase]), sum(k.is_exact for k in of_phase[phase])) for phase in sorted(of_phase)]
     rows.append(("all", len(kills), sum(kill.is_exact for kill in kills)))
+    aimed = [kill for kill in kills if kill.aim != "any moment"]
     lines = [
         f"Runs of {total_s:.1f} s (imports not counted) killed by SIGKILL, seed {seed}; CPU, float32, one process.",
         "Exact: resumed to the end, its metrics but times, samples, judgments and weights are those of the unbroken",
         "run, bit for bit. `+ writing`: a checkpoint was being written behind that phase. `the run`: between others.",
+        f"{len(kills) - len(aimed)} at any moment, {len(aimed)} aimed at a phase, of which "
+        f"{sum(kill.aim == EPOCH_END for kill in aimed)} at {EPOCH_END}.",
+        f"Half-written checkpoints left behind: {sum(kill.left_half for kill in kills)}.",
         "",
         "| killed in | kills | exact resumes |",
         "|---|---:|---:|",

@@ -65,6 +65,7 @@ def test_what_is_missing_is_named(two_runs):
 
 
 def test_the_table_counts_by_phase():
-    kills = [Kill("any moment", 1.0, "update", ()), Kill("update", 2.0, "update", ("metrics.jsonl",))]
+    kills = [Kill("any moment", 1.0, "update", True, ()), Kill("update", 2.0, "update", False, ("metrics.jsonl",))]
     lines = table(kills, 8.0, 0).splitlines()
     assert lines[-2:] == ["| update | 2 | 1 |", "| all | 2 | 1 |"]
+    assert "Half-written checkpoints left behind: 1." in lines
