@@ -21,8 +21,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from rollout.text_files import read_records, write_text
 from trainer.machine import machine
-from trainer.text_files import read_records, write_text
 
 ROOT = Path(__file__).parent.parent
 RECIPE = ROOT / "trainer" / "recipes" / "quickstart.toml"

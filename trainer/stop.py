@@ -100,6 +100,6 @@ class Stop:
         if is_told:  # on a line of its own, below a progress bar
             print(f"\n{name}: saving a checkpoint, then leaving (within {within_s:g} s)", file=sys.stderr, flush=True)
         if not is_over.wait(within_s):
-            told = f"{name}: no place to stop within {within_s:g} s; left at once; resume=true goes on from the last checkpoint"
+            told = f"{name}: no place to stop within {within_s:g} s; left; resume=true goes on from the last checkpoint"
             print(f"\n{told}", file=sys.stderr, flush=True)
             os._exit(128 + self.signal)
