@@ -1,10 +1,11 @@
 """Starts training runs as forks of itself, so that a run need not import torch first, and notes what they are doing.
 
-One JSON object a line: {"arguments": […], "folder": DIR, "kill": null or {"phase", "occurrence", "after_s"}} in,
-{"pid"} and then, when it has ended, {"status"} out. A run writes DIR/notes, lines of `SECONDS +PHASE` and
-`SECONDS -PHASE` that outlive a kill, and DIR/log.
+One JSON object a line: {"arguments": […], "folder": DIR, "kill": null or {"phase", "occurrence", "after_s"}} in, and
+when it has ended {"status"} out. A run writes DIR/notes, lines of `SECONDS +PHASE` and `SECONDS -PHASE` that outlive a
+kill, and DIR/log.
 
-A kill that is aimed at a phase comes from within, by SIGKILL; any other comes from without. Both spare nothing.
+A kill that is aimed at a phase comes from within; of no phase (null), after so many seconds from without. Both are
+SIGKILL and spare nothing.
 """
 
 from __future__ import annotations
@@ -117,7 +118,9 @@ def serve(tell: Callable[[dict], None]) -> None:
                 sys.stdout.flush()
                 sys.stderr.flush()
                 os._exit(status)
-        tell({"pid": pid})
+        if job["kill"] and job["kill"]["phase"] is None:
+            time.sleep(job["kill"]["after_s"])
+            os.kill(pid, signal.SIGKILL)  # its number is its own until it is waited for
         tell({"status": os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])})
 
 

@@ -37,6 +37,7 @@ TINY = {
     "eval.num_judgments": 2, "eval.votes": [1, 2], "eval.num_dev_judgments": 2,
     "prompt.rubrics_file": str(ROOT / "patarm_core" / "embedded" / "rubrics.toml"),
 }  # fmt: skip
+ANY = "any moment"
 EPOCH_END = "an epoch's end"  # from when its last step is logged to the next rollout
 
 
@@ -44,7 +45,7 @@ EPOCH_END = "an epoch's end"  # from when its last step is logged to the next ro
 class Kill:
     """One killed and resumed run. Equal in every field of the metrics but times, and in every byte of the models."""
 
-    aim: str  # a phase, EPOCH_END or "any moment"
+    aim: str  # a phase, EPOCH_END or ANY
     at_s: float  # of its time when it died
     phase: str  # in which it was, innermost; "+ writing" if a checkpoint was being written behind it
     left_half: bool  # a checkpoint, half-written
@@ -70,24 +71,15 @@ class Nursery:
         self._process.stdin.close()
         self._process.wait()
 
-    def run(
-        self, arguments: list[str], folder: Path, kill: dict | None = None, kill_after_s: float | None = None
-    ) -> int:
-        """Exit status of a run, killed by its own watch or after some seconds."""
+    def run(self, arguments: list[str], folder: Path, kill: dict | None = None) -> int:
+        """Exit status of a run; `kill` as bench/fault_child.py has it."""
         folder.mkdir(parents=True)
         self._process.stdin.write(json.dumps({"arguments": arguments, "folder": str(folder), "kill": kill}) + "\n")
         self._process.stdin.flush()
-        pid = self._hear("pid")
-        if kill_after_s is not None:
-            time.sleep(kill_after_s)
-            os.kill(pid, signal.SIGKILL)  # it is not reaped before it is asked for, so the number is still its own
-        return self._hear("status")
-
-    def _hear(self, key: str) -> int:
         line = self._process.stdout.readline()
         if not line:
             raise RuntimeError("the process that forks runs has died")
-        return json.loads(line)[key]
+        return json.loads(line)["status"]
 
 
 def run_faults(num_kills: int, seed: int, out: Path | None) -> list[Kill]:
@@ -117,17 +109,17 @@ def _kill(
     number: int, aim: str, spans: dict[str, list[tuple[float, float]]], generator: random.Random, folder: Path,
     nursery: Nursery,
 ) -> Kill:  # fmt: skip
-    out, notes = folder / f"run-{number}", folder / f"notes-{number}"
-    if aim == "any moment":
-        nursery.run(_arguments(out), notes, kill_after_s=generator.uniform(0, spans["the run"][0][1]))
-    else:
-        phase, occurrence, length_s = _target(aim, spans, generator)
-        kill = {"phase": phase, "occurrence": occurrence + 1, "after_s": generator.uniform(0, length_s)}
-        nursery.run(_arguments(out), notes, kill)
+    status = 0
+    while status == 0:  # a kill that comes when all is done is none
+        name, number = f"{number}", number + 1000
+        out, notes = folder / f"run-{name}", folder / f"notes-{name}"
+        status = nursery.run(_arguments(out), notes, _moment(aim, spans, generator))
+    if status != -signal.SIGKILL:
+        raise RuntimeError(f"a run ended by itself with status {status}: {_last_line(notes / 'log')}")
     at_s, phase = last_moment(notes / "notes")
     left_half = any(out.glob("checkpoints/*/step-*.partial"))
     has_begun = (out / "recipe.toml").is_file()
-    again = folder / f"again-{number}"
+    again = folder / f"again-{name}"
     status = nursery.run([*_arguments(out), *(["resume=true"] if has_begun else [])], again)
     if status != 0:
         found = [f"exit status {status}: {_last_line(again / 'log')}"]
@@ -140,23 +132,24 @@ def _aims(phases: list[str], num_kills: int, generator: random.Random) -> list[s
     """Every other one a phase, all phases in turn."""
     phases = [phase for phase in phases if phase not in ("the run", "step")] + [EPOCH_END]  # the two only hold others
     generator.shuffle(phases)
-    return ["any moment" if i % 2 else phases[i // 2 % len(phases)] for i in range(num_kills)]
+    return [ANY if i % 2 else phases[i // 2 % len(phases)] for i in range(num_kills)]
 
 
-def _target(
-    aim: str, spans: dict[str, list[tuple[float, float]]], generator: random.Random
-) -> tuple[str, int, float]:  # fmt: skip
-    """(a phase, which of its occurrences, seconds from its beginning within which to kill)."""
-    if aim != EPOCH_END:
-        occurrence = generator.randrange(len(spans[aim]))
-        start, end = spans[aim][occurrence]
-        return aim, occurrence, end - start
-    steps_per_epoch = TINY["data.embedded.num_rl_pairs"] // TINY["grpo.pairs_per_step"]
-    epoch = generator.randint(1, TINY["grpo.epochs"])
-    occurrence = TINY["sft.steps"] + epoch * steps_per_epoch - 1
-    start = spans["log"][occurrence][0]
-    later = [begin for begin, _ in spans["rollout"] if begin > start]
-    return "log", occurrence, min([*later, spans["the run"][0][1]]) - start
+def _moment(aim: str, spans: dict[str, list[tuple[float, float]]], generator: random.Random) -> dict:
+    """When to kill, by the times of the unbroken run."""
+    run_s = spans["the run"][0][1]
+    if aim == ANY:
+        return {"phase": None, "occurrence": 0, "after_s": generator.uniform(0, run_s)}
+    if aim == EPOCH_END:
+        steps_per_epoch = TINY["data.embedded.num_rl_pairs"] // TINY["grpo.pairs_per_step"]
+        last_step = TINY["sft.steps"] + steps_per_epoch * generator.randint(1, TINY["grpo.epochs"])
+        phase, occurrence = "log", last_step - 1
+        start = spans[phase][occurrence][0]
+        end = min([*(begin for begin, _ in spans["rollout"] if begin > start), run_s])
+    else:
+        phase, occurrence = aim, generator.randrange(len(spans[aim]))
+        start, end = spans[phase][occurrence]
+    return {"phase": phase, "occurrence": occurrence + 1, "after_s": generator.uniform(0, end - start)}
 
 
 def _arguments(out: Path) -> list[str]:
@@ -220,7 +213,7 @@ def table(kills: list[Kill], total_s: float, seed: int) -> str:
         of_phase[kill.phase].append(kill)
     rows = [(phase, len(of_phase[phase]), sum(k.is_exact for k in of_phase[phase])) for phase in sorted(of_phase)]
     rows.append(("all", len(kills), sum(kill.is_exact for kill in kills)))
-    aimed = [kill for kill in kills if kill.aim != "any moment"]
+    aimed = [kill for kill in kills if kill.aim != ANY]
     lines = [
         f"Runs of {total_s:.1f} s (imports not counted) killed by SIGKILL, seed {seed}; CPU, float32, one process.",
         "Exact: resumed to the end, its metrics but times, samples, judgments and weights are those of the unbroken",

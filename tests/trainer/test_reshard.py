@@ -22,10 +22,11 @@ from tests.tiny_runs import groups, save_checkpoint
 from trainer.checkpoint import restore_
 from trainer.config import GrpoConfig, ModelConfig, OptimConfig
 from trainer.distributed import world
-from trainer.grpo import VALUES, policy_loss
+from trainer.grpo import VALUES
 from trainer.learner import Learner
+from trainer.policy_loss import PolicyLoss
 
-LOSS = policy_loss(GrpoConfig(kl_coef=0.0), None)
+LOSS = PolicyLoss(GrpoConfig(kl_coef=0.0), None)
 
 def run(rank, size, port, model, folder, restored, steps, keep):
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
