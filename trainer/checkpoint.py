@@ -174,8 +174,18 @@ def write_durably(file: Path, text: str) -> None:
         os.fsync(stream.fileno())
 
 
+def state_of(learner: Learner) -> tuple[dict, dict]:
+    """Weights and optimiser state by name, as torch.distributed.checkpoint saves and loads them: no copies."""
+    if not learner.optimizer.state:
+        # Before the first update torch makes the moments by a step of nothing, which must not count as one.
+        get_state_dict(learner.decoder, learner.optimizer)
+        for moments in learner.optimizer.state.values():
+            moments["step"].zero_()
+    return get_state_dict(learner.decoder, learner.optimizer)
+
+
 def _load_(path: Path, learner: Learner) -> None:
-    model, optimizer = get_state_dict(learner.decoder, learner.optimizer)
+    model, optimizer = state_of(learner)
     dcp.load({"model": model, "optimizer": optimizer}, checkpoint_id=str(path))
     set_state_dict(learner.decoder, learner.optimizer, model_state_dict=model, optim_state_dict=optimizer)
 

@@ -13,11 +13,19 @@ from pathlib import Path
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
-from torch.distributed.checkpoint.state_dict import get_state_dict
 from torch.utils._pytree import tree_map_only
 
 from rollout.weights import replace_directory
-from trainer.checkpoint import STATE, checkpoints, file_facts, path_of, prune, write_durably, write_manifest
+from trainer.checkpoint import (
+    STATE,
+    checkpoints,
+    file_facts,
+    path_of,
+    prune,
+    state_of,
+    write_durably,
+    write_manifest,
+)
 from trainer.distributed import World
 from trainer.learner import Learner
 from trainer.mistakes import Halt
@@ -54,7 +62,7 @@ class CheckpointWriter(AbstractContextManager):
             Halt: the checkpoint before could not be written.
         """
         self.wait()
-        model, optimizer = get_state_dict(learner.decoder, learner.optimizer)
+        model, optimizer = state_of(learner)
         tensors = tree_map_only(Tensor, _copied, {"model": model, "optimizer": optimizer})
         return Snapshot(step, tensors, state, dev_accuracy)
 

@@ -79,13 +79,20 @@ def test_weights_optimiser_and_step_come_back_exactly(new_learner, one_process, 
     assert_equal(state_of(again), state_of(learner))
 
 
-def test_saving_changes_nothing(new_learner, one_process, tmp_path):
+def test_saving_changes_nothing_and_at_any_step_it_is_gone_on_from_exactly(new_learner, one_process, tmp_path):
+    """Step 0 too, where the optimiser has no moments yet."""
     saving, silent = new_learner(), new_learner()
     for step in range(3):
+        save_checkpoint(tmp_path, saving, step, one_process, keep=3)
         advance(saving, range(step, step + 1))
-        save_checkpoint(tmp_path, saving, step + 1, one_process)
     advance(silent, range(3))
     assert_equal(state_of(saving), state_of(silent))
+    for step in (2, 1, 0):
+        resumed = new_learner()
+        assert restore_(tmp_path, resumed, {}, one_process) == step
+        advance(resumed, range(step, 3))
+        assert_equal(state_of(resumed), state_of(silent))
+        shutil.rmtree(tmp_path / f"step-{step:06d}")
 
 
 def test_without_a_checkpoint_nothing_is_restored(new_learner, one_process, tmp_path):
