@@ -1,6 +1,6 @@
 """Benchmarks.
 
-python bench/main.py step [--rollouts 4,8,16] [--steps 5] [--out DIR]       time of a GRPO step against n
+python bench/main.py step [--rollouts 4,8,16] [--only flat,trl] [--out DIR] time of a GRPO step against n, and TRL's
 python bench/main.py compile [--arch sm_80,sm_90] [--out DIR]               what each kernel takes of a GPU, without one
 python bench/main.py kernels [--only sample,...] [--repeats 5] [--out DIR]  time and memory of each kernel beside others
 python bench/main.py rollout [--models 10m,50m] [--pairs 4] [--out DIR]     tokens per second of ours and other engines
@@ -24,10 +24,14 @@ def main(arguments: list[str]) -> int:
         prog="bench/main.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    step = commands.add_parser("step", help="time of a GRPO step against the number of rollouts, and its layout")
-    step.add_argument("--rollouts", default="4,8,16", help="rollouts per response, comma-separated")
-    step.add_argument("--steps", type=int, default=5, help="timed steps of each setting, after one warm-up step")
-    step.add_argument("--pairs", type=int, default=8, help="pairs per step")
+    step = commands.add_parser("step", help="time and memory of a GRPO step against n: on trees, flat, and TRL's")
+    step.add_argument("--rollouts", help="n, comma-separated (default: 1,2,4,8,16; on a GPU 4,8,16)")
+    step.add_argument("--steps", type=int, default=3, help="timed turns of each, after one that warms up (default: 3)")
+    step.add_argument("--pairs", type=int, default=4, help="pairs per step (default: 4)")
+    step.add_argument("--shorten", type=float, help="divides all lengths (default: 12; on a GPU 1)")
+    step.add_argument("--only", help="beside ours on trees, some of flat, trl, scaling, invariance; comma-separated")
+    step.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cuda: ours at the shapes of Qwen3")
+    step.add_argument("--models", default="1.7b,4b,8b", help="of --device cuda: some of 1.7b, 4b, 8b")
     step.set_defaults(run=_step)
     compiled = commands.add_parser("compile", help="registers, spills and shared memory of every kernel, with no GPU")
     compiled.add_argument("--arch", default="sm_80,sm_90", help="architectures, comma-separated")
@@ -69,12 +73,22 @@ def main(arguments: list[str]) -> int:
 
 
 def _step(options: argparse.Namespace) -> None:
-    rollouts = [int(n) for n in options.rollouts.split(",")]
-    if min(*rollouts, options.steps, options.pairs) < 1:
-        raise ValueError("--rollouts, --steps and --pairs must be at least 1")
-    from bench.step_time import run_step_time
+    from bench.step_gpu import run_step_gpu
+    from bench.step_time import PARTS, Options, run_step_time
 
-    run_step_time(rollouts, options.steps, options.pairs, options.out)
+    on_gpu = options.device == "cuda"
+    rollouts = options.rollouts or ("4,8,16" if on_gpu else "1,2,4,8,16")
+    if not all(n.isascii() and n.isdigit() for n in rollouts.split(",")):
+        raise ValueError(f"--rollouts {rollouts}: must be whole numbers, comma-separated")
+    chosen = Options(
+        rollouts=tuple(int(n) for n in rollouts.split(",")), steps=options.steps, pairs=options.pairs,
+        shorten=options.shorten or (1.0 if on_gpu else 12.0),
+        parts=PARTS if options.only is None else tuple(filter(None, options.only.split(","))),
+    )  # fmt: skip
+    if on_gpu:
+        run_step_gpu(chosen, options.models.split(","), options.out)
+    else:
+        run_step_time(chosen, options.out)
 
 
 def _compile(options: argparse.Namespace) -> None:

@@ -100,6 +100,13 @@ class GenerateBatch:
     def __init__(self, decoder: Decoder) -> None:
         self._model = transformers_model(decoder)
 
+    @classmethod
+    def of(cls, model: Any) -> GenerateBatch:
+        """With a model of transformers that is there already."""
+        engine = cls.__new__(cls)
+        engine._model = model
+        return engine
+
     @torch.inference_mode()
     def run(self, work: Work, is_greedy: bool = False) -> Written:
         requests = [
