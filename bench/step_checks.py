@@ -58,9 +58,7 @@ class Checks:
         }
 
 
-def gradient(
-    decoder: Decoder, trees: Sequence[Sequence[Leaf]], layout: str, max_tokens: int
-) -> list[Tensor]:
+def gradient(decoder: Decoder, trees: Sequence[Sequence[Leaf]], layout: str, max_tokens: int) -> list[Tensor]:
     """Of the policy loss of a step whose ratios are not 1, in micro-batches of at most `max_tokens`."""
     decoder.zero_grad()
     loss = PolicyLoss(GrpoConfig(kl_coef=0.0, entropy_coef=0.01), None)
@@ -88,6 +86,7 @@ def _leaves(work: Work, vocab_size: int) -> list[list[Leaf]]:
         return Leaf(context, [rng.randrange(vocab_size) for _ in range(length)], values)
 
     leaves = [
-        [leaf(context, length) for length in lengths] for context, lengths in zip(work.contexts, work.lengths, strict=True)
+        [leaf(context, length) for length in lengths]
+        for context, lengths in zip(work.contexts, work.lengths, strict=True)
     ]
     return [leaves[i] + leaves[i + 1] for i in range(0, len(leaves), 2)]

@@ -31,7 +31,9 @@ def table_8() -> list[dict]:
             recipe=replace(recipe, rollout=rollout), stage="grpo", shape=QWEN3[model], gpu=GPUS["A100"],
             num_gpus=NUM_GPUS, **ASSUMPTIONS,
         )  # fmt: skip
-        phases = {f"{phase}_s": sum(quantity(job) for quantity in of_phase) for phase, of_phase in quantities(job).items()}
+        phases = {
+            f"{phase}_s": sum(quantity(job) for quantity in of_phase) for phase, of_phase in quantities(job).items()
+        }
         record = {"model": model, "num_rollouts": n, "step_s": step_s(job), "rows": rows(job), "paper_s": paper_s}
         found.append(record | phases)
     return found

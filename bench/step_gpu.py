@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from bench.remote import Remote, EngineError
+from bench.remote import EngineError, Remote
 from bench.rollout_gpu import random_decoder
 from bench.rollout_workload import Work
 from bench.step_ours import OurStep, Setup

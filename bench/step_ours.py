@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from random import Random
 
 import torch
@@ -41,7 +41,7 @@ _JUDGMENT = "<think>-</think><generate_rubrics>-</generate_rubrics><eval>-</eval
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Setup:
     folder: str  # a Hugging Face directory
-    model: ModelConfig = ModelConfig()
+    model: ModelConfig = field(default_factory=ModelConfig)
     tokens_per_micro_batch: int = 16_384
     exact_logprobs: bool = False
     cpu_offload: bool = False
@@ -89,7 +89,10 @@ class OurStep:
         self._drawn: dict[int, Sides] = {}  # by pair
         self._num_updates = 0
 
-    def close(self) -> None:
+    def __enter__(self) -> OurStep:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         self._open.close()
 
     def roll_out(self, work: Work, turn: int, is_measured: bool = False) -> dict[str, float | int | None]:

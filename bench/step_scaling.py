@@ -34,7 +34,9 @@ def measure(folder: str, options: Any, vocab_size: int) -> dict[str, Any]:
             work = options.work(_N, turn, vocab_size)
             contenders = [("one", one), ("two", two)]
             for name, processes in contenders if turn % 2 else contenders[::-1]:
-                turns[name].append(_together(processes, "roll_out", work, turn) | _together(processes, "learn", work, turn))
+                turns[name].append(
+                    _together(processes, "roll_out", work, turn) | _together(processes, "learn", work, turn)
+                )
     finally:
         for remote in (*one, *two):
             remote.close()

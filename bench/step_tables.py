@@ -48,7 +48,15 @@ def _update(records: Sequence[dict]) -> Iterable[str]:
 def _steps(records: Sequence[dict]) -> Iterable[str]:
     yield from ("### Step", "")
     head = ["n", "judgment tokens", "rollout, s", "weights, s", "reward, s", "step tree, s", "step flat, s"]
-    head += ["TRL rollout, s", "TRL step, s", "TRL / tree", "rollout tokens computed", "TRL", "paper s/step", "5 + 30 n"]
+    head += [
+        "TRL rollout, s",
+        "TRL step, s",
+        "TRL / tree",
+        "rollout tokens computed",
+        "TRL",
+        "paper s/step",
+        "5 + 30 n",
+    ]
     yield from _head(head)
     for record in records:
         n, tree, flat, trl = (record.get(name) for name in ("num_rollouts", "tree", "flat", "trl"))
@@ -65,7 +73,9 @@ def _invariance(found: dict[str, float]) -> Iterable[str]:
     yield from _head(["what", "found", "most"])
     yield _row("gradient, tree and flat, relative, float64", f"{found['tree_flat']:.1e}", "1e-12")
     yield _row("gradient, micro-batches of 1, 2, 4 sequences and of all", f"{found['micro_batches']:.1e}", "1e-12")
-    yield _row("on-policy: largest &#124;log ratio&#124;, exact_logprobs, float32", f"{found['largest_logprob_gap']:g}", "0")
+    yield _row(
+        "on-policy: largest &#124;log ratio&#124;, exact_logprobs, float32", f"{found['largest_logprob_gap']:g}", "0"
+    )
 
 
 def _scaling(found: dict[str, Any]) -> Iterable[str]:

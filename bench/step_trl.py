@@ -50,7 +50,8 @@ class TrlStep:
         n, num_rows = len(work.lengths[0]), sum(map(len, work.lengths))
         config = GRPOConfig(
             output_dir=self._folder, use_cpu=True, bf16=False, gradient_checkpointing=False, report_to="none",
-            logging_strategy="no", log_level="error", save_strategy="no", disable_tqdm=True, max_steps=1, shuffle_dataset=False,
+            logging_strategy="no", log_level="error", save_strategy="no", disable_tqdm=True, max_steps=1,
+            shuffle_dataset=False,
             per_device_train_batch_size=rows, gradient_accumulation_steps=num_rows // rows, num_generations=n,
             max_completion_length=max(map(max, work.lengths)), beta=0.0, temperature=1.0, top_p=1.0, top_k=0,
             learning_rate=1e-6, lr_scheduler_type="constant", seed=0, dataloader_pin_memory=False,

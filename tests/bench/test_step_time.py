@@ -60,7 +60,9 @@ def test_the_size_of_an_update_is_that_of_its_layout():
 
 
 def test_medians_spread_and_ratios_leave_the_warm_up_out():
-    turns = [{"update_s": s, "tokens": 7, "update_peak": p} for s, p in ((99.0, 5), (3.0, None), (1.0, None), (2.0, None))]
+    turns = [
+        {"update_s": s, "tokens": 7, "update_peak": p} for s, p in ((99.0, 5), (3.0, None), (1.0, None), (2.0, None))
+    ]
     found = of_turns(turns)
     assert found == {"update_s": 2.0, "tokens": 7, "update_peak": 5, "turns": {"update_s": [3.0, 1.0, 2.0]}}
     other = of_turns([{"update_s": s} for s in (1.0, 6.0, 4.0, 2.0)])
@@ -187,7 +189,9 @@ def test_a_gpu_table_holds_results_and_errors():
     machine = {"device": "1 x GPU", "commit": "abc", "torch": "2"}
     wrong = {"model": "8b", "num_rollouts": 8, "error": "OutOfMemoryError: no"}
     text = gpu_table({"machine": machine, "options": {"pairs": 4}, "records": [right, wrong]})
-    assert "| 4b | 8 | 6,000 | 1.00 (1.00-1.00) | 3.00 (3.00-3.00) | 4.00 (4.00-4.00) | 25% | 2,000 | 45% | 2.0 |" in text
+    assert (
+        "| 4b | 8 | 6,000 | 1.00 (1.00-1.00) | 3.00 (3.00-3.00) | 4.00 (4.00-4.00) | 25% | 2,000 | 45% | 2.0 |" in text
+    )
     assert "| 8b | 8 | OutOfMemoryError: no |" in text
 
 
