@@ -12,7 +12,7 @@ from patarm_core.recipe import read_recipe
 from rollout.shapes import QWEN3
 from trainer.config import Recipe
 from trainer.plan_job import GPUS, Job
-from trainer.plan_time import PAPER_S, quantities, rows, step_s
+from trainer.plan_time import PAPER_S, rows, seconds, step_s
 
 ASSUMPTIONS = {"prompt": 600, "response": 450, "judgment": 1000, "mfu": 0.4, "bandwidth": 0.6}
 NUM_GPUS = 16
@@ -31,9 +31,7 @@ def table_8() -> list[dict]:
             recipe=replace(recipe, rollout=rollout), stage="grpo", shape=QWEN3[model], gpu=GPUS["A100"],
             num_gpus=NUM_GPUS, **ASSUMPTIONS,
         )  # fmt: skip
-        phases = {
-            f"{phase}_s": sum(quantity(job) for quantity in of_phase) for phase, of_phase in quantities(job).items()
-        }
+        phases = {f"{phase}_s": sum(of_phase.values()) for phase, of_phase in seconds(job).items()}
         record = {"model": model, "num_rollouts": n, "step_s": step_s(job), "rows": rows(job), "paper_s": paper_s}
         found.append(record | phases)
     return found

@@ -28,11 +28,11 @@ from bench.step_workload import MEANS, SIGMAS
 from rollout.decoder import DecoderConfig
 from rollout.kv_cache import bytes_per_token
 from rollout.shapes import QWEN3
+from rollout.text_files import write_text
 from rollout.weights import save_decoder
 from trainer.config import ModelConfig
 from trainer.machine import machine
 from trainer.plan_job import GIB, GPUS
-from trainer.text_files import write_text
 
 MODELS = {"1.7b": QWEN3["Qwen3-1.7B"], "4b": QWEN3["Qwen3-4B"], "8b": QWEN3["Qwen3-8B"]}
 _OFFLOADED = ("8b",)

@@ -28,10 +28,10 @@ from bench.step_plot import draw
 from bench.step_tables import tables
 from bench.step_workload import MEANS, SIGMAS, pair_work
 from rollout.decoder import DecoderConfig
+from rollout.text_files import write_text
 from rollout.weights import save_decoder
 from trainer.config import ModelConfig
 from trainer.machine import machine
-from trainer.text_files import write_text
 
 # 6 M parameters. Its head takes a tenth of a token's products, as that of Qwen3-8B does: with a larger one the update
 # would be about the loss tokens, which no layout shares.
