@@ -76,7 +76,7 @@ def _difference(one: list[Tensor], other: list[Tensor]) -> float:
 
 
 def _leaves(work: Work, vocab_size: int) -> list[list[Leaf]]:
-    """Judgments of drawn tokens; old log-probs around those of an even distribution, so that some ratios are clipped."""
+    """Judgments of drawn tokens; old log-probs around those of an even distribution, so that ratios are clipped."""
     rng = Random(0)
 
     def leaf(context: list[int], length: int) -> Leaf:

@@ -114,7 +114,7 @@ def update_flops(config: DecoderConfig, size: dict[str, int]) -> float:
 
 
 def kv_gib(work: Work, config: DecoderConfig) -> float:
-    """Keys and values of all contexts and judgments side by side, and half as much again for pages that are not full."""
+    """Keys and values of all contexts and judgments side by side, and half as much again for half-full pages."""
     num_tokens = work.num_distinct_tokens + work.num_new_tokens
     return 1.5 * num_tokens * bytes_per_token(config, torch.bfloat16) / GIB
 

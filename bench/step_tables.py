@@ -17,8 +17,8 @@ def tables(result: dict[str, Any]) -> str:
     lines = [
         f"{result['machine']['device']}, {result['machine']['threads']} threads, commit {result['machine']['commit']}, "
         f"torch {result['machine']['torch']}, TRL {result['trl']}.",
-        f"Random model, {result['num_parameters'] / 1e6:.1f} M parameters, float32; {options['pairs']} pairs a step; mean "
-        f"tokens, divided by {options['shorten']:g}: {lengths}. Medians of {options['steps']} turns (least to most).",
+        f"Random model, {result['num_parameters'] / 1e6:.1f} M parameters, float32; {options['pairs']} pairs a step; "
+        f"mean tokens, divided by {options['shorten']:g}: {lengths}. Medians of {options['steps']} turns (least to most).",
     ]
     if "trl_tries" in result:
         tries = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in result["trl_tries"].items())
@@ -90,8 +90,8 @@ def estimate() -> Iterable[str]:
     a = ASSUMPTIONS
     yield from (f"### Estimate of table 8 on {NUM_GPUS} A100s (computed, not measured)", "")
     yield (
-        f"128 pairs a step; P {a['prompt']} + R {a['response']} + J {a['judgment']} tokens, {a['mfu']:.0%} of the products, "
-        f"{a['bandwidth']:.0%} of the bandwidth in decoding (`trainer/plan_time.py`)."
+        f"128 pairs a step; P {a['prompt']} + R {a['response']} + J {a['judgment']} tokens, {a['mfu']:.0%} of the "
+        f"products, {a['bandwidth']:.0%} of the bandwidth in decoding (`trainer/plan_time.py`)."
     )
     yield ""
     yield from _head(["model", "n", "rollout, s", "update, s", "step, s", "table 8, s"])
@@ -102,12 +102,12 @@ def estimate() -> Iterable[str]:
 
 def gpu_table(result: dict[str, Any]) -> str:
     lines = [
-        f"{result['machine']['device']}, commit {result['machine']['commit']}, torch {result['machine']['torch']}; random "
-        f"weights, bfloat16, activation checkpointing, {result['options']['pairs']} pairs a step.",
+        f"{result['machine']['device']}, commit {result['machine']['commit']}, torch {result['machine']['torch']}; "
+        f"random weights, bfloat16, activation checkpointing, {result['options']['pairs']} pairs a step.",
         "",
         *_head(
-            ["model", "n", "tree tokens", "rollout, s", "update, s", "step, s", "rollout share", "update tokens/s", "MFU",
-             "peak, GiB"]
+            ["model", "n", "tree tokens", "rollout, s", "update, s", "step, s", "rollout share", "update tokens/s",
+             "MFU", "peak, GiB"]
         ),
     ]  # fmt: skip
     for r in result["records"]:

@@ -2,8 +2,8 @@
 
 A length is imposed by the end token, which a judgment gets as its last one and no earlier; with continuous batching by
 a limit for each judgment, as our engine has it. There is no KL penalty and one update per rollout, so it computes no
-log-probs but those of the update. What its defaults cost on a CPU is off: gradient checkpointing, bfloat16. Freed memory
-is kept, as in our trainer, which makes it faster.
+log-probs but those of the update. What its defaults cost on a CPU is off: gradient checkpointing, bfloat16. Freed
+memory is kept, as in our trainer, which makes it faster.
 """
 
 from __future__ import annotations
