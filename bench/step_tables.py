@@ -18,7 +18,8 @@ def tables(result: dict[str, Any]) -> str:
         f"{result['machine']['device']}, {result['machine']['threads']} threads, commit {result['machine']['commit']}, "
         f"torch {result['machine']['torch']}, TRL {result['trl']}.",
         f"Random model, {result['num_parameters'] / 1e6:.1f} M parameters, float32; {options['pairs']} pairs a step; "
-        f"mean tokens, divided by {options['shorten']:g}: {lengths}. Medians of {options['steps']} turns (least to most).",
+        f"mean tokens, divided by {options['shorten']:g}: {lengths}. "
+        f"Medians of {options['steps']} turns (least to most).",
     ]
     if "trl_tries" in result:
         tries = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in result["trl_tries"].items())

@@ -70,7 +70,7 @@ def run_step_time(options: Options, out: Path | None, model: DecoderConfig = MOD
     """Prints and returns the result; writes step.json, step.md and, with matplotlib, step.png to `out`."""
     result: dict[str, Any] = {
         "machine": machine(), "trl": _version("trl"), "options": asdict(options), "means": MEANS, "sigmas": SIGMAS,
-        "model": asdict(model) | {"family": model.family.model_type}, "num_parameters": model.num_parameters,
+        "model": asdict(model), "num_parameters": model.num_parameters,
         "records": [],
     }  # fmt: skip
 
