@@ -4,6 +4,7 @@ python bench/main.py step [--rollouts 4,8,16] [--only flat,trl] [--out DIR] time
 python bench/main.py compile [--arch sm_80,sm_90] [--out DIR]               what each kernel takes of a GPU, without one
 python bench/main.py kernels [--only sample,...] [--repeats 5] [--out DIR]  time and memory of each kernel beside others
 python bench/main.py rollout [--models 10m,50m] [--pairs 4] [--out DIR]     tokens per second of ours and other engines
+python bench/main.py judging [--data FILE] [--prompts 129] [--out DIR]      judgments per second of a benchmark run
 python bench/main.py serve [--clients 64] [--seconds 60] [--out DIR]        many clients at once on the server
 python bench/main.py faults [--kills 30] [--seed 0] [--out DIR]            kills runs at any moment, resumes, compares
 """
@@ -52,6 +53,14 @@ def main(arguments: list[str]) -> int:
     rollout.add_argument("--data", type=Path, help="RM-Bench's JSON or pairs as JSON lines; else the embedded set")
     rollout.add_argument("--tokenizer", type=Path, help="a tokenizer.json; else one made of the contexts")
     rollout.set_defaults(run=_rollout)
+    judging = commands.add_parser("judging", help="judgments per second of a benchmark run beside a transformers loop")
+    judging.add_argument("--data", type=Path, help="RM-Bench's chat_filtered.json; else made-up rows of its size")
+    judging.add_argument("--model", default="10m", help="10m or 50m (default: 10m)")
+    judging.add_argument("--prompts", type=int, default=12, help="of its 129, six responses each (default: 12)")
+    judging.add_argument("--votes", type=int, default=8, help="judgments of each response (default: 8)")
+    judging.add_argument("--repeats", type=int, default=3, help="timed turns of each way (default: 3)")
+    judging.add_argument("--shorten", type=int, default=8, help="divides all lengths (default: 8)")
+    judging.set_defaults(run=_judging)
     serve = commands.add_parser("serve", help="many clients at once on the server: nothing lost, every reply right")
     serve.add_argument("--clients", type=int, default=64)
     serve.add_argument("--seconds", type=float, default=60)
@@ -60,7 +69,7 @@ def main(arguments: list[str]) -> int:
     faults.add_argument("--kills", type=int, default=30)
     faults.add_argument("--seed", type=int, default=0, help="of the moments")
     faults.set_defaults(run=_faults)
-    for command in (step, compiled, kernels, rollout, serve, faults):
+    for command in (step, compiled, kernels, rollout, judging, serve, faults):
         command.add_argument("--out", type=Path, help="folder for the result as JSON and as a Markdown table")
     options = parser.parse_args(arguments)
     wait_briefly()
@@ -112,6 +121,14 @@ def _rollout(options: argparse.Namespace) -> None:
         options.models.split(","), options.pairs, options.rollouts, options.repeats, only, options.shorten,
         options.data, options.tokenizer, options.out,
     )  # fmt: skip
+
+
+def _judging(options: argparse.Namespace) -> None:
+    from bench.judging_speed import run_judging_speed
+
+    run_judging_speed(
+        options.data, options.model, options.prompts, options.votes, options.shorten, options.repeats, options.out
+    )
 
 
 def _serve(options: argparse.Namespace) -> None:

@@ -1,0 +1,135 @@
+"""The benchmarks a judge runs over: what it is asked of an item, and what its judgments say in the aggregation's rows.
+
+From one set of judgments come the rows of every voting@n under every policy (paper, sec. 5.4):
+
+    average   pointwise: a response's score is the mean of its first n
+    majority  pointwise: the i-th judgments of two responses vote together; pairwise: each judgment is a vote
+
+    M judgments of each question   n of them that vote
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Literal
+
+from eval.data.humanevalpack import read_humanevalpack
+from eval.data.items import Data, Item
+from eval.data.judgebench import read_judgebench
+from eval.data.llmbar import read_llmbar
+from eval.data.rewardbench import read_rewardbench, read_rewardbench2
+from eval.data.rm_bench import NUM_STYLES, read_rm_bench
+from eval.judges.judge import Drawn, Mode, Question, Winner, choice_of, mean_of
+from patarm_core.benchmarks.report import Report
+from patarm_core.voting import at_n, majority
+
+Policy = Literal["average", "majority"]
+Row = dict[str, object]
+_NAMED: Mapping[str | None, Winner | None] = {"chosen": "A", "rejected": "B", "tie": "tie", None: None}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Benchmark:
+    """One benchmark: its reader, and how its rows are made."""
+
+    read: Callable[[Path], Data]
+    aggregation: str  # module of patarm_core.benchmarks
+    pairs: Callable[[Item], Sequence[tuple[int, int]]] | None  # responses to be compared; None: scores alone count
+    scored: Callable[[Item, Sequence[float | None]], Row]  # from the score of each response
+    compared: Callable[[Item, Sequence[Winner | None]], Row] | None = None  # from the winner of each of `pairs`
+
+    def report(self, rows: Sequence[Row]) -> Report:
+        return import_module(f"patarm_core.benchmarks.{self.aggregation}").report(rows)
+
+    def questions(self, item: Item, mode: Mode) -> list[Question]:
+        """Of one item: each response, or each pair of them."""
+        prompt = tuple({"role": turn.role, "content": turn.content} for turn in item.prompt)
+        if mode == "pointwise":
+            asked = {f"{item.id}#{i}": (response,) for i, response in enumerate(item.responses)}
+        else:
+            asked = {f"{item.id}#{i}:{j}": (item.responses[i], item.responses[j]) for i, j in self.pairs(item)}
+        return [
+            Question(id=name, task=item.task, prompt=prompt, responses=responses) for name, responses in asked.items()
+        ]
+
+    def policies(self, mode: Mode) -> list[Policy]:
+        """That can be applied to the judgments, the first one for the headline."""
+        if mode == "pairwise":
+            return ["majority"]
+        return ["average"] if self.pairs is None else ["average", "majority"]
+
+    def row(self, item: Item, drawn: Sequence[Sequence[Drawn]], policy: Policy, votes: int, mode: Mode) -> Row:
+        """The item's row for the aggregation, from the first `votes` judgments of each of its questions."""
+        if mode == "pairwise":
+            return {**item.row, **self.compared(item, [choice_of(one, votes) for one in drawn])}
+        if policy == "average":
+            means = [mean_of(one, votes) for one in drawn]
+            return {**item.row, **self.scored(item, [None if mean is None else float(mean) for mean in means])}
+        scores = [[judgment.score for judgment in at_n(one, votes)] for one in drawn]
+        winners = [_NAMED[majority(scores[i], scores[j])] for i, j in self.pairs(item)]
+        return {**item.row, **self.compared(item, winners)}
+
+
+def _both(item: Item) -> list[tuple[int, int]]:
+    return [(0, 1)]
+
+
+def _shifted(item: Item) -> list[tuple[int, int]]:
+    """All nine cells as three passes, (i, (i + k) mod 3) for k = 0, 1, 2."""
+    return [(i, NUM_STYLES + (i + k) % NUM_STYLES) for k in range(NUM_STYLES) for i in range(NUM_STYLES)]
+
+
+def _cells(item: Item, winners: Sequence[Winner | None]) -> Row:
+    """The 3x3 matrix of who wins, by style of the chosen and of the rejected response."""
+    won = dict(zip(_shifted(item), winners, strict=True))
+    styles = range(NUM_STYLES)
+    return {"winners": [[_side(won[i, NUM_STYLES + j]) for j in styles] for i in styles]}
+
+
+def _side(winner: Winner | None) -> str | None:
+    return {"A": "chosen", "B": "rejected"}.get(winner, winner)
+
+
+def _chosen_and_rejected(item: Item, scores: Sequence[float | None]) -> Row:
+    chosen, rejected = scores
+    return {"score_chosen": chosen, "score_rejected": rejected}
+
+
+_PAIRS = {
+    "aggregation": "rewardbench", "pairs": _both, "scored": _chosen_and_rejected,
+    "compared": lambda item, winners: {"result": _side(winners[0])},
+}  # fmt: skip
+
+BENCHMARKS: Mapping[str, Benchmark] = {
+    "rm_bench": Benchmark(
+        read=read_rm_bench, aggregation="rm_bench", pairs=_shifted, compared=_cells,
+        scored=lambda item, scores: {
+            "scores_chosen": list(scores[:NUM_STYLES]), "scores_rejected": list(scores[NUM_STYLES:])
+        },
+    ),
+    "rewardbench": Benchmark(read=read_rewardbench, **_PAIRS),
+    "hep": Benchmark(read=read_humanevalpack, **_PAIRS),
+    "rewardbench2": Benchmark(
+        read=read_rewardbench2, aggregation="rewardbench2", pairs=None,
+        scored=lambda item, scores: {"scores": list(scores)},
+    ),
+    "llmbar": Benchmark(
+        read=read_llmbar, aggregation="llmbar", pairs=_both,
+        scored=lambda item, scores: {"score_1": scores[0], "score_2": scores[1]},
+        compared=lambda item, winners: {"winner": winners[0]},
+    ),
+    "judgebench": Benchmark(
+        read=read_judgebench, aggregation="judgebench", pairs=lambda item: [(0, 1), (1, 0)],
+        scored=lambda item, scores: {"scores": list(scores)},
+        compared=lambda item, winners: {"decisions": _two_games(*winners)},
+    ),
+}  # fmt: skip
+
+
+def _two_games(first: Winner | None, second: Winner | None) -> list[str | None]:
+    """As the item's own A and B; the second game was played with B first."""
+    names = {"A": "A>B", "B": "B>A", "tie": "A=B", None: None}
+    return [names[first], {"A>B": "B>A", "B>A": "A>B"}.get(names[second], names[second])]

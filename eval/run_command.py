@@ -1,0 +1,105 @@
+"""`eval/main.py rm_bench`, `rewardbench`, … `ifeval`, `infobench`: local files and a judge in, a folder out."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from eval.data.items import Data
+
+JUDGED = {
+    "rm_bench": "RM-Bench: chosen and rejected responses in three styles each",
+    "rewardbench": "RewardBench: pairs of 23 subsets in four sections",
+    "rewardbench2": "RewardBench 2: best of four, and ties",
+    "llmbar": "LLMBar: pairs of outputs for one instruction",
+    "hep": "HumanEvalPack as RewardBench's hep subsets: right against buggy code",
+    "judgebench": "JudgeBench: pairs of hard answers, of which one is right",
+}
+
+
+def add_run_commands(commands: argparse._SubParsersAction) -> None:
+    from eval.judges.spec import add_judge_options
+
+    for name, about in JUDGED.items():
+        command = commands.add_parser(name, help=about)
+        _add_common(command)
+        command.add_argument(
+            "--votes", default="1,8", help="numbers of judgments to vote with; the largest is drawn of each question"
+        )
+        add_judge_options(command)
+        command.set_defaults(run=_run_judged)
+    ifeval = commands.add_parser("ifeval", help="IFEval: a model answers, rules check what it has written")
+    infobench = commands.add_parser("infobench", help="InFoBench: a model answers, a judge answers questions about it")
+    for command in (ifeval, infobench):
+        _add_common(command)
+        command.add_argument("--model", default="", help="the Hugging Face directory of the model that answers")
+        command.add_argument("--max-completion-tokens", type=int, default=2048, help="of a response")
+        command.add_argument("--temperature", type=float, default=0.0, help="of responses; 0: greedy")
+        command.add_argument("--seed", type=int, default=0)
+        command.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+        command.add_argument("--max-rows", type=int, default=256, help="responses decoded side by side")
+    ifeval.set_defaults(run=_run_ifeval)
+    infobench.set_defaults(run=_run_infobench)
+    infobench.add_argument("--judge-model", default="", help="a Hugging Face directory that answers yes or no")
+    infobench.add_argument("--endpoint", default="", help="or an OpenAI-compatible endpoint that does")
+    infobench.add_argument("--endpoint-model", default="", help="what it calls the model")
+
+
+def _add_common(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--data", required=True, type=Path, help="file or folder, in the layout it is published in")
+    command.add_argument("--out", required=True, type=Path, help="folder of the run; one that was interrupted goes on")
+    command.add_argument("--first", type=int, default=0, help="only the first so many items of every part")
+    command.add_argument("--retry", action="store_true", help="ask again what got no reply")
+
+
+def _run_judged(options: argparse.Namespace) -> None:
+    from eval.benchmark_run import run_benchmark
+    from eval.benchmarks import BENCHMARKS
+    from eval.judges.spec import open_judge
+
+    votes = read_votes(options.votes)
+    data = _data(options, BENCHMARKS[options.command].read)
+    run_benchmark(options.command, data, open_judge(options), votes, options.out, options.retry)
+    _show(options.out)
+
+
+def _run_ifeval(options: argparse.Namespace) -> None:
+    from eval.answer_run import run_ifeval
+    from eval.data.answered import read_ifeval
+
+    data = _data(options, read_ifeval)
+    if not options.model:
+        raise ValueError("--model: name the Hugging Face directory of the model that answers")
+    run_ifeval(data, _writer(options, options.model, options.max_completion_tokens), options.out, options.retry)
+    _show(options.out)
+
+
+def _run_infobench(options: argparse.Namespace) -> None:
+    raise NotImplementedError
+
+
+def read_votes(text: str) -> list[int]:
+    try:
+        votes = [int(n) for n in text.split(",")]
+    except ValueError:
+        raise ValueError(f"--votes {text}: whole numbers separated by commas are wanted, such as 1,8") from None
+    if min(votes) < 1:
+        raise ValueError(f"--votes {text}: every number must be at least 1")
+    return votes
+
+
+def _data(options: argparse.Namespace, read: Callable[[Path], Data]) -> Data:
+    """What is read of the files; what is missing is told before anything is asked."""
+    if options.first < 0:
+        raise ValueError(f"--first must be at least 1, got {options.first}")
+    data = read(options.data)
+    data = data.first(options.first) if options.first else data
+    for warning in data.warnings:
+        print("warning:", warning, file=sys.stderr, flush=True)
+    return data
+
+
+def _show(out: Path) -> None:
+    print((out / "report.md").read_text(encoding="utf-8"), end="")
