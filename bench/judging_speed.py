@@ -33,7 +33,9 @@ from bench.rollout_workload import MEDIAN, MOST, SIGMA
 from eval.benchmark_run import run_benchmark
 from eval.data.items import Data, Item
 from eval.data.rm_bench import read_rm_bench
-from eval.judges.patarm import PatarmJudge
+from eval.judges.form import Sampling
+from eval.judges.local import EngineJudge
+from eval.judges.patarm import patarm_form
 from eval.tables import markdown
 from patarm_core.judgment import read_answer
 from patarm_core.prompts import Message, pointwise
@@ -82,9 +84,10 @@ class Ours:
         self._engine = Engine(random_decoder(MODELS[setup.model]), setup.tokenizer)
 
     def run(self, votes: int, seed: int, max_tokens: int, is_greedy: bool = False) -> Ran:
-        judge = PatarmJudge(
-            engine=self._engine, contexts=self._builder, max_completion_tokens=max_tokens, seed=seed,
-            temperature=0.0 if is_greedy else 1.0, name="random", mode="pointwise", weights="",
+        judge = EngineJudge(
+            engine=self._engine, form=patarm_form(load_rubrics("")), mode="pointwise", model="random", name="random",
+            sampling=Sampling(temperature=0.0 if is_greedy else 1.0, max_tokens=max_tokens), seed=seed,
+            max_context_tokens=1 << 20,
         )  # fmt: skip
         before = self._engine.stats.counts.num_decoded_tokens
         with tempfile.TemporaryDirectory() as folder:

@@ -1,6 +1,6 @@
-"""IFEval and InfoBench: a policy answers, then rules or a judge check what it has written.
+"""InFoBench: a policy answers, then a judge is asked about what it has written.
 
-InfoBench's judge is asked one question after the other in a chat that grows, as published (qinyiwei/InfoBench:
+The judge is asked one question after the other in a chat that grows, as published (qinyiwei/InfoBench:
 evaluation.py); the instructions that open it are in our words.
 """
 
@@ -23,17 +23,6 @@ OPENING = (
     "question asks; a small inaccuracy is enough for NO. NO means that it does not, or that it says nothing from which "
     "this could be told."
 )
-
-
-def run_ifeval(data: Data, policy: Judge, out: Path, retry: bool = False) -> list[Voted]:
-    """Writes the responses, their rows and the reports into the folder; it goes on where it was interrupted."""
-    settings = _settings(data, policy)
-    questions = [_asked(item) for item in data.items]
-    with open_judgments(out, settings, 1, keep_texts=True, name="responses") as responses:
-        responses.ask(policy, questions, "ifeval", retry)
-        drawn = [responses.of[question.id] for question in questions]
-    rows = [{**item.row, "response": _response(one)} for item, (one,) in zip(data.items, drawn, strict=True)]
-    return _reported(data, settings, rows, out, drawn, "responses")
 
 
 def run_infobench(data: Data, policy: Judge | None, judge: Judge, out: Path, retry: bool = False) -> list[Voted]:

@@ -1,10 +1,17 @@
-"""Evaluates a judge: `python eval/main.py pairs --model DIR --data PAIRS.jsonl [--votes 1,8] [--out FILE]`."""
+"""Evaluates judges, and the models that they judge.
+
+python eval/main.py pairs --model DIR --data PAIRS.jsonl [--votes 1,8]             accuracy on preference pairs
+python eval/main.py rm_bench --model DIR --data PATH --out DIR [--votes 1,2,4,8]   a benchmark; `--help` lists all
+python eval/main.py aggregate BENCHMARK ROWS.jsonl                                 official numbers of anyone's scores
+"""
 
 from __future__ import annotations
 
 import argparse
 import sys
 
+from eval.aggregate_command import add_aggregate_command
+from eval.run_command import add_run_commands
 from rollout.mistakes import tell
 
 EPILOG = "A tie and an unscored pair count as wrong; both are shown. Intervals are 95 % Wilson intervals."
@@ -12,7 +19,9 @@ EPILOG = "A tie and an unscored pair count as wrong; both are shown. Intervals a
 
 def main(arguments: list[str]) -> int:
     """Runs a command. A mistake of the user's is one line on standard error and exit status 1."""
-    parser = argparse.ArgumentParser(prog="eval/main.py", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="eval/main.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     pairs = commands.add_parser("pairs", help="accuracy on preference pairs, with voting@n", epilog=EPILOG)
     pairs.add_argument("--model", required=True, help="a Hugging Face directory, such as runs/quickstart/models/grpo")
@@ -31,15 +40,22 @@ def main(arguments: list[str]) -> int:
     pairs.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     pairs.add_argument("--max-rows", type=int, default=512, help="judgments decoded side by side")
     pairs.add_argument("--out", default="", help="new file for every judgment, as JSON lines")
+    pairs.set_defaults(run=_run_pairs)
+    add_run_commands(commands)
+    add_aggregate_command(commands)
     options = parser.parse_args(arguments)
     try:
-        from eval.pairs_command import run_pairs
-
-        run_pairs(options)
+        options.run(options)
     except (ValueError, OSError) as error:
         tell(error)
         return 1
     return 0
+
+
+def _run_pairs(options: argparse.Namespace) -> None:
+    from eval.pairs_command import run_pairs
+
+    run_pairs(options)
 
 
 if __name__ == "__main__":

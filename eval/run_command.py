@@ -1,13 +1,19 @@
-"""`eval/main.py rm_bench`, `rewardbench`, … `ifeval`, `infobench`: local files and a judge in, a folder out."""
+"""`eval/main.py rm_bench`, `rewardbench`, … `infobench`: local files and a judge in, a folder out."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from eval.data.items import Data
+
+if TYPE_CHECKING:
+    from eval.judges.form import Form, Sampling
+    from eval.judges.judge import Judge
 
 JUDGED = {
     "rm_bench": "RM-Bench: chosen and rejected responses in three styles each",
@@ -20,7 +26,7 @@ JUDGED = {
 
 
 def add_run_commands(commands: argparse._SubParsersAction) -> None:
-    from eval.judges.spec import add_judge_options
+    from eval.judges.spec import add_endpoint_options, add_judge_options
 
     for name, about in JUDGED.items():
         command = commands.add_parser(name, help=about)
@@ -30,21 +36,21 @@ def add_run_commands(commands: argparse._SubParsersAction) -> None:
         )
         add_judge_options(command)
         command.set_defaults(run=_run_judged)
-    ifeval = commands.add_parser("ifeval", help="IFEval: a model answers, rules check what it has written")
     infobench = commands.add_parser("infobench", help="InFoBench: a model answers, a judge answers questions about it")
-    for command in (ifeval, infobench):
-        _add_common(command)
-        command.add_argument("--model", default="", help="the Hugging Face directory of the model that answers")
-        command.add_argument("--max-completion-tokens", type=int, default=2048, help="of a response")
-        command.add_argument("--temperature", type=float, default=0.0, help="of responses; 0: greedy")
-        command.add_argument("--seed", type=int, default=0)
-        command.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
-        command.add_argument("--max-rows", type=int, default=256, help="responses decoded side by side")
-    ifeval.set_defaults(run=_run_ifeval)
-    infobench.set_defaults(run=_run_infobench)
+    _add_common(infobench)
+    infobench.add_argument(
+        "--model", default="", help="a Hugging Face directory that answers; default: recorded outputs"
+    )
     infobench.add_argument("--judge-model", default="", help="a Hugging Face directory that answers yes or no")
     infobench.add_argument("--endpoint", default="", help="or an OpenAI-compatible endpoint that does")
-    infobench.add_argument("--endpoint-model", default="", help="what it calls the model")
+    infobench.add_argument("--max-completion-tokens", type=int, default=2048, help="of a response")
+    infobench.add_argument("--max-context-tokens", type=int, default=8192)
+    infobench.add_argument("--temperature", type=float, default=0.0, help="of responses; 0: greedy, as published")
+    infobench.add_argument("--seed", type=int, default=0)
+    infobench.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    infobench.add_argument("--max-rows", type=int, default=256, help="decoded side by side")
+    add_endpoint_options(infobench)
+    infobench.set_defaults(run=_run_infobench)
 
 
 def _add_common(command: argparse.ArgumentParser) -> None:
@@ -65,19 +71,43 @@ def _run_judged(options: argparse.Namespace) -> None:
     _show(options.out)
 
 
-def _run_ifeval(options: argparse.Namespace) -> None:
-    from eval.answer_run import run_ifeval
-    from eval.data.answered import read_ifeval
+def _run_infobench(options: argparse.Namespace) -> None:
+    from eval.answer_forms import policy_form, yes_no_form
+    from eval.answer_run import run_infobench
+    from eval.data.answered import read_infobench
+    from eval.judges.spec import open_endpoint
 
-    data = _data(options, read_ifeval)
-    if not options.model:
-        raise ValueError("--model: name the Hugging Face directory of the model that answers")
-    run_ifeval(data, _writer(options, options.model, options.max_completion_tokens), options.out, options.retry)
+    data = _data(options, read_infobench)
+    if bool(options.judge_model) == bool(options.endpoint):
+        raise ValueError("name who answers yes or no: --judge-model DIR, or --endpoint URL with --endpoint-model NAME")
+    policy = None
+    if options.model:
+        form = policy_form()
+        sampling = replace(form.sampling, temperature=options.temperature, max_tokens=options.max_completion_tokens)
+        policy = _on_engine(options, options.model, form, sampling)
+    form = yes_no_form()
+    if options.endpoint:
+        judge = open_endpoint(form, "pointwise", form.sampling, options)
+    else:
+        judge = _on_engine(options, options.judge_model, form, form.sampling)
+    run_infobench(data, policy, judge, options.out, options.retry)
     _show(options.out)
 
 
-def _run_infobench(options: argparse.Namespace) -> None:
-    raise NotImplementedError
+def _on_engine(options: argparse.Namespace, model: str, form: Form, sampling: Sampling) -> Judge:
+    import torch
+
+    from eval.judges.local import EngineJudge
+    from eval.judges.spec import weights_name
+    from rollout.engine import Engine, EngineConfig
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    config = EngineConfig(max_rows=options.max_rows)
+    return EngineJudge(
+        engine=Engine.from_pretrained(model, getattr(torch, options.dtype), device, config), form=form,
+        mode="pointwise", sampling=sampling, model=weights_name(model, options.dtype), seed=options.seed,
+        name=f"{Path(model).resolve().name} ({form.name})", max_context_tokens=options.max_context_tokens,
+    )  # fmt: skip
 
 
 def read_votes(text: str) -> list[int]:

@@ -78,12 +78,12 @@ def as_markdown(
     parts = [f"# {_title(settings)}", _said(data, settings, voted, counts, noun)]
     if warnings := _warnings(data, counts, noun):
         parts.append("\n".join(f"- {line}" for line in warnings))
-    parts.append(markdown(_headline_rows(voted[0])))
+    parts.append(markdown(headline_rows(voted[0].report, voted[0].label)))
     if len(voted) > 1:
         parts += ["Every way to vote, from the same judgments:", markdown(_voting_rows(voted))]
-    if policies := _policy_rows(voted[0].report):
+    if policies := policy_rows(voted[0].report):
         parts += ["Under other rules:", markdown(policies)]
-    if notes := _notes(voted[0].report):
+    if notes := notes_of(voted[0].report):
         parts.append("\n".join(f"- {note}" for note in notes))
     return "\n\n".join(parts) + "\n"
 
@@ -96,16 +96,16 @@ def as_html(
         (f"{metric.name}, {first.label}", _share(metric.value), _interval(metric)) for metric in _top(first.report)
     ]
     items = "".join(f"<li>{escape(line)}</li>" for line in _warnings(data, counts, noun))
-    notes = "".join(f"<li>{escape(note)}</li>" for note in _notes(first.report))
+    notes = "".join(f"<li>{escape(note)}</li>" for note in notes_of(first.report))
     said = _said(data, settings, voted, counts, noun)
     body = [
         f'<header><h1>{escape(_title(settings))}</h1>\n<p class="muted">{escape(said)}</p></header>',
         tiles(shown),
         f"<ul>{items}</ul>" if items else "",
         _chart(voted),
-        "<h2>Results</h2>\n" + table(_headline_rows(first)),
+        "<h2>Results</h2>\n" + table(headline_rows(first.report, first.label)),
         "<h2>Every way to vote, from the same judgments</h2>\n" + table(_voting_rows(voted)) if len(voted) > 1 else "",
-        "<h2>Under other rules</h2>\n" + table(rows) if (rows := _policy_rows(first.report)) else "",
+        "<h2>Under other rules</h2>\n" + table(rows) if (rows := policy_rows(first.report)) else "",
         f"<h2>Notes</h2>\n<ul>{notes}</ul>" if notes else "",
     ]
     return html_page(_title(settings), body)
@@ -136,7 +136,8 @@ def _warnings(data: Data, counts: Counts, noun: str) -> list[str]:
     return lines + [f"{num} x {error}" for error, num in counts.errors.items()]
 
 
-def _notes(report: Report) -> list[str]:
+def notes_of(report: Report) -> list[str]:
+    """What must be known to read the numbers."""
     counted = [f"{report.num_ties} ties and {report.num_unparsed} without a verdict among {report.num_items} items"]
     return counted + list(report.notes)
 
@@ -145,9 +146,9 @@ def _top(report: Report, num: int = 4) -> Sequence[Metric]:
     return report.metrics[:num]
 
 
-def _headline_rows(one: Voted) -> list[list[str]]:
-    head = [one.label, "value", "95 % interval", "n"]
-    return [head] + [[m.name, _share(m.value), _interval(m), str(m.num)] for m in one.report.metrics]
+def headline_rows(report: Report, label: str = "") -> list[list[str]]:
+    head = [label, "value", "95 % interval", "n"]
+    return [head] + [[m.name, _share(m.value), _interval(m), str(m.num)] for m in report.metrics]
 
 
 def _voting_rows(voted: Sequence[Voted]) -> list[list[str]]:
@@ -159,7 +160,7 @@ def _voting_rows(voted: Sequence[Voted]) -> list[list[str]]:
     ]
 
 
-def _policy_rows(report: Report) -> list[list[str]]:
+def policy_rows(report: Report) -> list[list[str]]:
     """Metrics down, tie policies across; none if there are no others."""
     if not report.policies:
         return []

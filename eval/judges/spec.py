@@ -60,6 +60,11 @@ def add_judge_options(parser: argparse.ArgumentParser) -> None:
     here.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     here.add_argument("--max-rows", type=int, default=256, help="judgments decoded side by side")
     here.add_argument("--trust-remote-code", action="store_true", help="scalar: run code that the directory holds")
+    add_endpoint_options(parser)
+
+
+def add_endpoint_options(parser: argparse.ArgumentParser) -> None:
+    """But for --endpoint, which says that there is one."""
     there = parser.add_argument_group("an endpoint")
     there.add_argument("--endpoint-model", default="", help="its name there")
     there.add_argument("--api-key-env", default="", help="the environment variable that holds the key")
@@ -86,7 +91,7 @@ def open_judge(options: argparse.Namespace, environment: Mapping[str, str] = os.
     mode = options.mode or next(iter(form.asks))
     form.check(mode)
     sampling = _sampling(form.sampling, options)
-    return (_endpoint if options.endpoint else _local)(form, mode, sampling, options, environment)
+    return (open_endpoint if options.endpoint else _local)(form, mode, sampling, options, environment)
 
 
 def _form(name: str, options: argparse.Namespace) -> Form:
@@ -146,15 +151,16 @@ def _local(form: Form, mode: str, sampling: Sampling, options: argparse.Namespac
         kind = "score" if mode == "pointwise" else "choice"
         grammar = JudgmentGrammar(engine.tokenizer, engine.decoder.config.vocab_size, options.rubrics, kind)
     return EngineJudge(
-        engine=engine, form=form, mode=mode, sampling=sampling, model=weights_name(options), seed=options.seed,
+        engine=engine, form=form, mode=mode, sampling=sampling, seed=options.seed,
+        model=weights_name(options.model, options.dtype),
         name=f"{Path(options.model).resolve().name} ({form.name}, {mode})", order=options.order,
         max_context_tokens=options.max_context_tokens, grammar=grammar,
     )  # fmt: skip
 
 
-def weights_name(options: argparse.Namespace) -> str:
+def weights_name(model: str, dtype: str) -> str:
     """Stands for the weights of a directory: its files' names, sizes and times, and the type they are computed in."""
-    files = json.dumps([model_files(options.model), options.dtype])
+    files = json.dumps([model_files(model), dtype])
     return hashlib.sha256(files.encode()).hexdigest()[:16]
 
 
@@ -165,10 +171,15 @@ def _scalar(options: argparse.Namespace) -> Judge:
         raise ValueError("--judge scalar: scores one response at a time; --mode pointwise is right")
     from eval.judges.scalar import open_scalar
 
-    return open_scalar(options.model, weights_name(options), options.dtype, options.trust_remote_code)
+    return open_scalar(
+        options.model, weights_name(options.model, options.dtype), options.dtype, options.trust_remote_code
+    )
 
 
-def _endpoint(form: Form, mode: str, sampling: Sampling, options: argparse.Namespace, environment: Mapping) -> Judge:
+def open_endpoint(
+    form: Form, mode: str, sampling: Sampling, options: argparse.Namespace, environment: Mapping[str, str] = os.environ
+) -> Judge:
+    """Any form at the endpoint that the options name; errors as in `open_judge`."""
     from eval.judges.chat_client import ChatClient, Retries
     from eval.judges.endpoint import EndpointJudge, Price
     from eval.judges.rate_limit import RateLimit
@@ -193,7 +204,8 @@ def _endpoint(form: Form, mode: str, sampling: Sampling, options: argparse.Names
     )  # fmt: skip
     return EndpointJudge(
         client=client, form=form, mode=mode, sampling=sampling, model=options.endpoint_model, seed=options.seed,
-        name=f"{options.endpoint_model} ({form.name}, {mode})", order=options.order, concurrency=options.concurrency,
+        name=f"{options.endpoint_model} ({form.name}, {mode})", order=getattr(options, "order", "drawn"),
+        concurrency=options.concurrency,
         extra=extra, price=Price(tokens_in=options.price_in, tokens_out=options.price_out),
         requests_per_minute=options.requests_per_minute,
     )  # fmt: skip

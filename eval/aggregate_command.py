@@ -1,0 +1,43 @@
+"""`eval/main.py aggregate BENCHMARK ROWS.jsonl`: the official numbers of per-item scores, whoever computed them."""
+
+from __future__ import annotations
+
+import argparse
+from importlib import import_module
+from pathlib import Path
+
+from eval.data.files import read_rows
+from eval.run_report import headline_rows, notes_of, policy_rows
+from eval.tables import markdown
+from patarm_core.benchmarks.report import Report, RowError
+
+AGGREGATIONS = ("rewardbench", "rewardbench2", "rm_bench", "judgebench", "rmb", "llmbar", "infobench")
+
+
+def add_aggregate_command(commands: argparse._SubParsersAction) -> None:
+    command = commands.add_parser("aggregate", help="a benchmark's official numbers, from per-item scores or verdicts")
+    command.add_argument("benchmark", choices=AGGREGATIONS)
+    command.add_argument(
+        "rows", type=Path, help="JSON lines; patarm_core/benchmarks/BENCHMARK.py shows what a row looks like"
+    )
+    command.set_defaults(run=lambda options: print(as_markdown(aggregate(options.benchmark, options.rows)), end=""))
+
+
+def aggregate(benchmark: str, file: Path) -> Report:
+    """
+    Raises:
+        ValueError: one line that names the file, the row and its field.
+    """
+    numbered = read_rows(file, lambda fields: fields.data)
+    try:
+        return import_module(f"patarm_core.benchmarks.{benchmark}").report(numbered)
+    except RowError as error:
+        raise ValueError(f"{file}: {error}") from None
+
+
+def as_markdown(report: Report) -> str:
+    parts = [f"# {report.benchmark}", markdown(headline_rows(report))]
+    if policies := policy_rows(report):
+        parts += ["Under other rules:", markdown(policies)]
+    parts.append("\n".join(f"- {note}" for note in notes_of(report)))
+    return "\n\n".join(parts) + "\n"

@@ -1,0 +1,167 @@
+"""A judge over a benchmark: its folder is a function of data and judge, however often the run was interrupted."""
+
+import json
+from dataclasses import asdict
+
+import pytest
+
+from eval.aggregate_command import aggregate
+from eval.benchmark_run import run_benchmark
+from eval.benchmarks import BENCHMARKS
+from eval.main import main
+from eval.run_report import Voted
+from tests.eval.data import layouts
+from tests.eval.fake_judge import FakeJudge
+
+ROWS = {
+    "rm_bench": ("chat_filtered.json", layouts.listed, [layouts.rm_bench_row(number) for number in range(4)]),
+    "rewardbench": ("rb.jsonl", layouts.lines, [layouts.rewardbench_row(number=number) for number in range(4)]),
+    "rewardbench2": ("rb2.jsonl", layouts.lines, [layouts.rewardbench2_row(name=str(name)) for name in range(4)]),
+    "hep": ("python.jsonl", layouts.lines, [layouts.hep_row(number) for number in range(4)]),
+    "llmbar": ("Natural.json", layouts.listed, [layouts.llmbar_row(input=f"Say {i}.") for i in range(4)]),
+    "judgebench": ("jb.jsonl", layouts.lines, [layouts.judgebench_row(str(name)) for name in range(4)]),
+}
+CASES = [
+    (name, mode) for name in ROWS for mode in ("pointwise", "pairwise") if (name, mode) != ("rewardbench2", "pairwise")
+]
+
+
+@pytest.fixture
+def data_of(tmp_path):
+    def read(name: str):
+        file, write, rows = ROWS[name]
+        return BENCHMARKS[name].read(write(tmp_path / name / file, rows))
+
+    return read
+
+
+def contents(folder) -> dict[str, bytes]:
+    return {str(file.relative_to(folder)): file.read_bytes() for file in sorted(folder.rglob("*")) if file.is_file()}
+
+
+def of_reports(folder) -> dict[str, bytes]:
+    return {name: text for name, text in contents(folder).items() if name != "judgments.jsonl"}
+
+
+def metrics(voted: Voted) -> list[dict]:
+    return [asdict(metric) for metric in voted.report.metrics]
+
+
+@pytest.mark.parametrize("name, mode", CASES)
+def test_rows_give_the_aggregation_the_numbers_of_the_report(name, mode, data_of, tmp_path):
+    voted = run_benchmark(name, data_of(name), FakeJudge(mode), [1, 4], tmp_path / "run")
+    for number, one in enumerate(voted):
+        file = tmp_path / "run" / ("rows.jsonl" if number == 0 else f"rows/{one.label}.jsonl")
+        again = aggregate(BENCHMARKS[name].aggregation, file)
+        assert [asdict(metric) for metric in again.metrics] == metrics(one)
+    told = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert told["num_unparsed"] > 0 and told["num_failed"] == 0
+
+
+@pytest.mark.parametrize("name, mode", [("rm_bench", "pointwise"), ("judgebench", "pairwise")])
+def test_an_interrupted_run_ends_as_one_that_was_not(name, mode, data_of, tmp_path):
+    data = data_of(name)
+    run_benchmark(name, data, FakeJudge(mode), [1, 2], tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        run_benchmark(name, data, FakeJudge(mode, order=1, stop_after=3), [1, 2], tmp_path / "cut")
+    with open(tmp_path / "cut" / "judgments.jsonl", "a") as file:
+        file.write('{"question": "half a li')  # as a kill leaves it
+    later = FakeJudge(mode, order=2)
+    run_benchmark(name, data, later, [1, 2], tmp_path / "cut")
+    assert of_reports(tmp_path / "cut") == of_reports(tmp_path / "whole")
+    lines = [sorted((tmp_path / run / "judgments.jsonl").read_text().splitlines()) for run in ("cut", "whole")]
+    assert lines[0] == lines[1] and len(later.asked) == len(lines[0]) // 2 - 3
+    before, nobody = contents(tmp_path / "cut"), FakeJudge(mode, stop_after=0)
+    run_benchmark(name, data, nobody, [1, 2], tmp_path / "cut")
+    assert contents(tmp_path / "cut") == before
+
+
+def test_fewer_votes_come_from_the_same_judgments(data_of, tmp_path):
+    data = data_of("rm_bench")
+    of_more = run_benchmark("rm_bench", data, FakeJudge(), [1, 2, 4], tmp_path / "more")
+    of_one = run_benchmark("rm_bench", data, FakeJudge(), [1], tmp_path / "one")
+    by_label = {one.label: metrics(one) for one in of_more}
+    assert list(by_label) == [f"{policy}@{n}" for policy in ("average", "majority") for n in (4, 2, 1)]
+    assert all(metrics(one) == by_label[one.label] for one in of_one)
+
+
+def test_what_got_no_reply_is_counted_and_asked_again_on_request(data_of, tmp_path):
+    data = data_of("rewardbench")
+    run_benchmark("rewardbench", data, FakeJudge(), [2], tmp_path / "right")
+    lost = tuple(f"{data.items[0].id}#{i}" for i in range(2))
+    voted = run_benchmark("rewardbench", data, FakeJudge(fails=lost), [2], tmp_path / "run")
+    assert "4 of 16 judgments got no reply; --retry asks again" in (tmp_path / "run" / "report.md").read_text()
+    assert voted[0].report.num_unparsed >= 1
+    again = FakeJudge()
+    run_benchmark("rewardbench", data, again, [2], tmp_path / "run", retry=True)
+    assert sorted(again.asked) == sorted(lost)
+    assert of_reports(tmp_path / "run") == of_reports(tmp_path / "right")
+
+
+def test_a_folder_takes_no_other_judge_and_no_other_data(data_of, tmp_path):
+    data = data_of("rm_bench")
+    run_benchmark("rm_bench", data, FakeJudge(), [1], tmp_path / "run")
+    before = contents(tmp_path / "run")
+    with pytest.raises(ValueError, match=r"seed.* 0 .*1"):
+        run_benchmark("rm_bench", data, FakeJudge(fingerprint='{"seed": 1}'), [1], tmp_path / "run")
+    with pytest.raises(ValueError, match="data"):
+        run_benchmark("rm_bench", data.first(2), FakeJudge(), [1], tmp_path / "run")
+    assert contents(tmp_path / "run") == before
+
+
+def test_a_judge_that_compares_cannot_rank_many(data_of, tmp_path):
+    with pytest.raises(ValueError, match="pointwise judge"):
+        run_benchmark("rewardbench2", data_of("rewardbench2"), FakeJudge("pairwise"), [1], tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_command_runs_a_benchmark_and_goes_on(tiny_judge, tmp_path, capsys):
+    data = layouts.listed(tmp_path / "chat_filtered.json", ROWS["rm_bench"][2])
+    command = [
+        "rm_bench", "--model", str(tiny_judge), "--data", str(data), "--votes", "1,2", "--out", str(tmp_path / "run"),
+        "--template", "bare", "--max-completion-tokens", "24", "--first", "2",
+    ]  # fmt: skip
+    assert main(command) == 0
+    first = capsys.readouterr()
+    assert "average@2" in first.out and "not the whole" in first.out.lower()
+    assert "math (529)" in first.err
+    before = contents(tmp_path / "run")
+    assert len((tmp_path / "run" / "judgments.jsonl").read_text().splitlines()) == 2 * 6 * 2
+    assert main(command) == 0
+    assert contents(tmp_path / "run") == before and capsys.readouterr().out == first.out
+    assert main(["aggregate", "rm_bench", str(tmp_path / "run" / "rows.jsonl")]) == 0
+    assert main([*command, "--seed", "1"]) == 1
+    assert "seed" in capsys.readouterr().err
+
+
+def test_infobench_asks_about_recorded_outputs_or_those_of_a_model(tiny_judge, tmp_path, capsys):
+    rows = [layouts.infobench_row(f"task_{i}", output=f"Title {i}") for i in range(2)]
+    data = layouts.lines(tmp_path / "infobench.jsonl", rows)
+    command = ["infobench", "--data", str(data), "--judge-model", str(tiny_judge), "--max-completion-tokens", "8"]
+    assert main([*command, "--out", str(tmp_path / "recorded")]) == 0
+    # The tiny judge says neither yes nor no: a chat ends with its first question, and nothing counts as a silent no.
+    told = json.loads((tmp_path / "recorded" / "report.json").read_text())
+    assert told["num_unparsed"] == told["num_judgments"] == 2
+    assert main([*command, "--model", str(tiny_judge), "--out", str(tmp_path / "answered")]) == 0
+    assert len((tmp_path / "answered" / "responses.jsonl").read_text().splitlines()) == 2
+    capsys.readouterr()
+    assert main(["infobench", "--data", str(data), "--out", str(tmp_path / "none")]) == 1
+    assert "who answers yes or no" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "rows, message",
+    [
+        ("", "holds no rows"),
+        ('{"subset": "hep-go"}\n', "score_chosen"),
+        ('{"subset": "hep-go", "score_chosen": 1, "score_rejected": 0}\n\n{"subset": "hep"}\n', "hep"),
+        ('{"subset": "hep-go", "score_chosen": "x", "score_rejected": 0}\n', "score_chosen"),
+        ("{\n", "rows.jsonl:1"),
+    ],
+)
+def test_rows_that_cannot_be_used_are_one_line(rows, message, tmp_path, capsys):
+    file = tmp_path / "rows.jsonl"
+    file.write_text(rows)
+    assert main(["aggregate", "rewardbench", str(file)]) == 1
+    told = capsys.readouterr().err.strip()
+    assert message in told and str(file) in told and "\n" not in told
