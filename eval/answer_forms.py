@@ -1,4 +1,4 @@
-"""Two forms for models that answer: the policy of IFEval and InfoBench, and InFoBench's judge in a chat that grows.
+"""Two forms for models that answer: the policy of InFoBench, and its judge in a chat that grows.
 
 Both are asked and kept as judges are, by our engine or by an endpoint, so their runs resume and count alike.
 """
@@ -8,13 +8,13 @@ from __future__ import annotations
 from eval.judges.form import Form, Sampling, Turns
 from eval.judges.reading import Reading, after_thinking, unread
 from patarm_core.benchmarks.infobench import read_verdict
-from patarm_core.prompts import Message, Prompt
+from patarm_core.prompts import Prompt
 
 NO_RESPONSE = ""  # what stands for the response of a question that asks for one
 
 
 def policy_form() -> Form:
-    """Greedy, as IFEval is; the question's prompt as it stands."""
+    """Greedy; the question's prompt as it stands."""
     return Form(
         name="policy", asks={"pointwise": _as_it_stands}, reads={"pointwise": _response},
         sampling=Sampling(temperature=0.0, max_tokens=2048),
@@ -35,15 +35,17 @@ def response_of(text: str | None) -> str:
 
 
 def _as_it_stands(prompt: Prompt, responses, task: str) -> Turns:
-    return [_turn(turn) for turn in prompt]
+    return _turns(prompt)
 
 
 def _with_next(prompt: Prompt, responses, task: str) -> Turns:
-    return [*map(_turn, prompt), {"role": "user", "content": responses[0]}]
+    return [*_turns(prompt), {"role": "user", "content": responses[0]}]
 
 
-def _turn(turn: Message) -> dict[str, str]:
-    return {"role": turn.role, "content": turn.content}
+def _turns(prompt: Prompt) -> Turns:
+    if isinstance(prompt, str):
+        return [{"role": "user", "content": prompt}] if prompt else []
+    return [{"role": turn.role, "content": turn.content} for turn in prompt]
 
 
 def _response(text: str) -> Reading:

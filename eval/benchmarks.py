@@ -28,6 +28,7 @@ from patarm_core.voting import at_n, majority
 
 Policy = Literal["average", "majority"]
 Row = dict[str, object]
+_RESULTS: Mapping[Winner | None, float | None] = {"A": 1, "B": 0, "tie": 0.5, None: None}  # A is the chosen one
 _NAMED: Mapping[str | None, Winner | None] = {"chosen": "A", "rejected": "B", "tie": "tie", None: None}
 
 
@@ -73,8 +74,12 @@ class Benchmark:
         return {**item.row, **self.compared(item, winners)}
 
 
-def _both(item: Item) -> list[tuple[int, int]]:
+def _one_order(item: Item) -> list[tuple[int, int]]:
     return [(0, 1)]
+
+
+def _both_orders(item: Item) -> list[tuple[int, int]]:
+    return [(0, 1), (1, 0)]
 
 
 def _shifted(item: Item) -> list[tuple[int, int]]:
@@ -83,14 +88,10 @@ def _shifted(item: Item) -> list[tuple[int, int]]:
 
 
 def _cells(item: Item, winners: Sequence[Winner | None]) -> Row:
-    """The 3x3 matrix of who wins, by style of the chosen and of the rejected response."""
+    """The 3x3 matrix of verdicts, by style of the chosen and of the rejected response."""
     won = dict(zip(_shifted(item), winners, strict=True))
     styles = range(NUM_STYLES)
-    return {"winners": [[_side(won[i, NUM_STYLES + j]) for j in styles] for i in styles]}
-
-
-def _side(winner: Winner | None) -> str | None:
-    return {"A": "chosen", "B": "rejected"}.get(winner, winner)
+    return {"results": [[_RESULTS[won[i, NUM_STYLES + j]] for j in styles] for i in styles]}
 
 
 def _chosen_and_rejected(item: Item, scores: Sequence[float | None]) -> Row:
@@ -99,8 +100,8 @@ def _chosen_and_rejected(item: Item, scores: Sequence[float | None]) -> Row:
 
 
 _PAIRS = {
-    "aggregation": "rewardbench", "pairs": _both, "scored": _chosen_and_rejected,
-    "compared": lambda item, winners: {"result": _side(winners[0])},
+    "aggregation": "rewardbench", "pairs": _one_order, "scored": _chosen_and_rejected,
+    "compared": lambda item, winners: {"result": _RESULTS[winners[0]]},
 }  # fmt: skip
 
 BENCHMARKS: Mapping[str, Benchmark] = {
@@ -117,19 +118,24 @@ BENCHMARKS: Mapping[str, Benchmark] = {
         scored=lambda item, scores: {"scores": list(scores)},
     ),
     "llmbar": Benchmark(
-        read=read_llmbar, aggregation="llmbar", pairs=_both,
+        read=read_llmbar, aggregation="llmbar", pairs=_both_orders,
         scored=lambda item, scores: {"score_1": scores[0], "score_2": scores[1]},
-        compared=lambda item, winners: {"winner": winners[0]},
+        compared=lambda item, winners: {"winners": _both_winners(*winners)},
     ),
     "judgebench": Benchmark(
-        read=read_judgebench, aggregation="judgebench", pairs=lambda item: [(0, 1), (1, 0)],
+        read=read_judgebench, aggregation="judgebench", pairs=_both_orders,
         scored=lambda item, scores: {"scores": list(scores)},
         compared=lambda item, winners: {"decisions": _two_games(*winners)},
     ),
 }  # fmt: skip
 
 
-def _two_games(first: Winner | None, second: Winner | None) -> list[str | None]:
-    """As the item's own A and B; the second game was played with B first."""
+def _two_games(*winners: Winner | None) -> list[str | None]:
+    """Each about the pair in the order of its game, the second one swapped."""
     names = {"A": "A>B", "B": "B>A", "tie": "A=B", None: None}
-    return [names[first], {"A>B": "B>A", "B>A": "A>B"}.get(names[second], names[second])]
+    return [names[winner] for winner in winners]
+
+
+def _both_winners(first: Winner | None, second: Winner | None) -> list[str | None]:
+    """In the instance's own order. LLMBar knows no tie between winners: it is as wrong as none."""
+    return [{"A": "1", "B": "2"}.get(first), {"A": "2", "B": "1"}.get(second)]

@@ -85,6 +85,15 @@ def report(rows: Sequence[Mapping]) -> Report:
     )
 
 
+def read_verdict(text: str) -> bool | None:
+    """What a judge answered, as published: how the text begins, else the one of YES and NO that stands in it."""
+    said = text.strip().lower()
+    if said.startswith(("yes", "no")):
+        return said.startswith("yes")
+    has_yes, has_no = "YES" in text, "NO" in text
+    return has_yes if has_yes != has_no else None
+
+
 def identity_gap(easy: float, hard: float, overall: float) -> float:
     """How far a table's Overall lies from 0.30667 Easy + 0.69333 Hard (690 and 1,560 questions), in its own units."""
     num_easy, num_hard = NUM_QUESTIONS.values()

@@ -1,6 +1,7 @@
 """A judge over a benchmark: its folder is a function of data and judge, however often the run was interrupted."""
 
 import json
+import shutil
 from dataclasses import asdict
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from eval.aggregate_command import aggregate
 from eval.benchmark_run import run_benchmark
 from eval.benchmarks import BENCHMARKS
+from eval.judges.judge import Drawn
 from eval.main import main
 from eval.run_report import Voted
 from tests.eval.data import layouts
@@ -55,7 +57,25 @@ def test_rows_give_the_aggregation_the_numbers_of_the_report(name, mode, data_of
         again = aggregate(BENCHMARKS[name].aggregation, file)
         assert [asdict(metric) for metric in again.metrics] == metrics(one)
     told = json.loads((tmp_path / "run" / "report.json").read_text())
-    assert told["num_unparsed"] > 0 and told["num_failed"] == 0
+    judgments = [json.loads(line) for line in (tmp_path / "run" / "judgments.jsonl").read_text().splitlines()]
+    assert told["num_unparsed"] == sum(one["error"] is not None for one in judgments) and told["num_failed"] == 0
+
+
+class Knowing(FakeJudge):
+    """Prefers the right one of the texts in `ROWS`."""
+
+    def drawn(self, question, vote):
+        known = {"text": "judgment", "seed": vote}
+        right = [response.startswith(("good", "def f(x):\n    return x")) for response in question.responses]
+        return (
+            Drawn(choice="AB"[right.index(True)], **known) if len(right) == 2 else Drawn(score=float(right[0]), **known)
+        )
+
+
+@pytest.mark.parametrize("name, mode", CASES)
+def test_a_judge_that_knows_has_all_right_in_every_order(name, mode, data_of, tmp_path):
+    for one in run_benchmark(name, data_of(name), Knowing(mode), [1, 2], tmp_path / "run"):
+        assert {metric.value for metric in one.report.metrics} == {1.0} and one.report.num_ties == 0
 
 
 @pytest.mark.parametrize("name, mode", [("rm_bench", "pointwise"), ("judgebench", "pairwise")])
@@ -102,7 +122,7 @@ def test_a_folder_takes_no_other_judge_and_no_other_data(data_of, tmp_path):
     data = data_of("rm_bench")
     run_benchmark("rm_bench", data, FakeJudge(), [1], tmp_path / "run")
     before = contents(tmp_path / "run")
-    with pytest.raises(ValueError, match=r"seed.* 0 .*1"):
+    with pytest.raises(ValueError, match=r"seed 0, now 1"):
         run_benchmark("rm_bench", data, FakeJudge(fingerprint='{"seed": 1}'), [1], tmp_path / "run")
     with pytest.raises(ValueError, match="data"):
         run_benchmark("rm_bench", data.first(2), FakeJudge(), [1], tmp_path / "run")
@@ -137,12 +157,15 @@ def test_the_command_runs_a_benchmark_and_goes_on(tiny_judge, tmp_path, capsys):
 def test_infobench_asks_about_recorded_outputs_or_those_of_a_model(tiny_judge, tmp_path, capsys):
     rows = [layouts.infobench_row(f"task_{i}", output=f"Title {i}") for i in range(2)]
     data = layouts.lines(tmp_path / "infobench.jsonl", rows)
-    command = ["infobench", "--data", str(data), "--judge-model", str(tiny_judge), "--max-completion-tokens", "8"]
+    model = shutil.copytree(tiny_judge, tmp_path / "model")
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 2048}))
+    command = ["infobench", "--data", str(data), "--judge-model", str(model), "--max-completion-tokens", "8"]
     assert main([*command, "--out", str(tmp_path / "recorded")]) == 0
     # The tiny judge says neither yes nor no: a chat ends with its first question, and nothing counts as a silent no.
     told = json.loads((tmp_path / "recorded" / "report.json").read_text())
     assert told["num_unparsed"] == told["num_judgments"] == 2
-    assert main([*command, "--model", str(tiny_judge), "--out", str(tmp_path / "answered")]) == 0
+    assert main([*command, "--model", str(model), "--out", str(tmp_path / "answered")]) == 0
     assert len((tmp_path / "answered" / "responses.jsonl").read_text().splitlines()) == 2
     capsys.readouterr()
     assert main(["infobench", "--data", str(data), "--out", str(tmp_path / "none")]) == 1
