@@ -40,6 +40,7 @@ from eval.tables import markdown
 from patarm_core.judgment import read_answer
 from patarm_core.prompts import Message, pointwise
 from rollout.contexts import ContextBuilder, PromptConfig, load_rubrics
+from rollout.decoder import DecoderConfig
 from rollout.engine import Engine
 from rollout.text_files import write_text
 from trainer.machine import machine
@@ -54,7 +55,7 @@ _NUM_GREEDY = 16
 class Setup:
     """What both sides are given."""
 
-    model: str
+    decoder: DecoderConfig
     tokenizer: PreTrainedTokenizerFast
     data: Data
     max_tokens: int
@@ -81,14 +82,16 @@ class Ours:
 
     def __init__(self, setup: Setup) -> None:
         self._setup, self._builder = setup, setup.builder()
-        self._engine = Engine(random_decoder(MODELS[setup.model]), setup.tokenizer)
+        self._engine = Engine(random_decoder(setup.decoder), setup.tokenizer)
 
     def run(self, votes: int, seed: int, max_tokens: int, is_greedy: bool = False) -> Ran:
         judge = EngineJudge(
-            engine=self._engine, form=patarm_form(load_rubrics("")), mode="pointwise", model="random", name="random",
+            engine=self._engine, form=patarm_form(load_rubrics(""), template="bare"), mode="pointwise",
+            model="random", name="random",
             sampling=Sampling(temperature=0.0 if is_greedy else 1.0, max_tokens=max_tokens), seed=seed,
             max_context_tokens=1 << 20,
         )  # fmt: skip
+        self._engine.release_memory()  # nothing is left over from the turn before
         before = self._engine.stats.counts.num_decoded_tokens
         with tempfile.TemporaryDirectory() as folder:
             out = Path(folder) / "run"
@@ -107,7 +110,7 @@ class Loop:
 
     def __init__(self, setup: Setup) -> None:
         self._setup, self._builder = setup, setup.builder()
-        self._model = transformers_model(random_decoder(MODELS[setup.model]))
+        self._model = transformers_model(random_decoder(setup.decoder))
 
     @torch.inference_mode()
     def run(self, votes: int, seed: int, max_tokens: int, is_greedy: bool = False, rows: int = 0) -> Ran:
@@ -229,7 +232,7 @@ def make_setup(data: Path | None, model: str, num_prompts: int, shorten: int) ->
     free = V - len(tokenizer)  # few texts make fewer tokens than there is room for
     tokenizer.add_tokens([f"<|word{i}|>" for i in range(free - num_ends)])
     tokenizer.add_tokens([AddedToken(f"<|end{i}|>", special=True) for i in range(num_ends)], special_tokens=True)
-    return Setup(model, tokenizer, Data(benchmark="rm_bench", items=items), MOST // shorten)
+    return Setup(MODELS[model], tokenizer, Data(benchmark="rm_bench", items=items), MOST // shorten)
 
 
 def shortened(text: str, by: int) -> str:
