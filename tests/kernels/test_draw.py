@@ -67,13 +67,13 @@ def one_by_one(logits, scale, floor, u_block, u_tile, u_token):
     """One row in Python integers: nested lists of blocks, tiles and tokens."""
 
     def weigh(x):
-        return int(weights(np.float32([x]))[0])
+        return weights(np.float32(x)).tolist()
 
     def scaled(z, largest):
         return np.float32((z - largest) * scale) if z > -math.inf else -math.inf
 
     def part(weight, x):
-        return int(float(weight) * float(weigh(x)) / 2**40)
+        return int(float(weight) * float(weigh([x])[0]) / 2**40)
 
     def pick(some, u):
         target, total = int(u * float(sum(some))), 0
@@ -85,7 +85,7 @@ def one_by_one(logits, scale, floor, u_block, u_tile, u_token):
 
     def tiles_of(block):
         tiles = [block[i : i + TILE] for i in range(0, len(block), TILE)]
-        tokens = [[weigh(scaled(z, max(tile))) if z >= floor else 0 for z in tile] for tile in tiles]
+        tokens = [weigh([scaled(z if z >= floor else -math.inf, max(tile)) for z in tile]) for tile in tiles]
         parts = [part(sum(w), scaled(max(t), max(block))) for t, w in zip(tiles, tokens, strict=True)]
         return tokens, parts
 

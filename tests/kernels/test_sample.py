@@ -99,11 +99,11 @@ def test_the_cpu_form_is_the_definition(V, params, dtype):
         assert (logits_BV.gather(1, ours.token_B[:, None]) > -math.inf).all()
 
 
-# As above, in fewer calls: interpreted kernels are slow.
+# As above, in fewer calls and without five of the eight plain rows: interpreted kernels are slow.
 @pytest.mark.parametrize("V, dtype", [(1, torch.float32), (TILE + 1, torch.bfloat16), (4099, torch.float32)])
 @pytest.mark.parametrize("params", SETTINGS)
 def test_the_triton_form_is_the_definition(V, params, dtype, triton_device):
-    logits_BV = hostile_rows(V).to(dtype)
+    logits_BV = hostile_rows(V)[5:].to(dtype)
     words = words_of(len(logits_BV), 1)
     ours = by_form(_sample_triton, logits_BV, words, triton_device, **params)
     assert_agrees(ours, sample_ref(logits_BV, *words, **params), logits_BV)
@@ -165,10 +165,10 @@ def rows_at_a_boundary(V, words):
 def test_integers_decide_where_sums_cannot(form, V, monkeypatch, triton_device):
     """Whatever sums in floating point say there, the token is the definition's; by the sums some would differ."""
     device = triton_device if form is _sample_triton else "cpu"
-    words = words_of(60, 3)
+    words = words_of(30, 3)
     logits_BV = rows_at_a_boundary(V, words)
     right = sample_ref(logits_BV, *words)
-    assert 10 < (right.token_B == 0).sum() < 50
+    assert 5 < (right.token_B == 0).sum() < 25
     assert torch.equal(by_form(form, logits_BV, words, device).token_B, right.token_B)
     if form is _sample_cpu or V > BLOCK:  # in a block, Triton has no sums in floating point
         monkeypatch.setattr(module, "UNSURE", 0.0)
@@ -216,8 +216,8 @@ def test_rare_masks_are_no_mass(triton_device):
 
 def test_a_vocabulary_of_262144(triton_device):
     """Flat: every block has the largest mass there is."""
-    logits_BV = torch.zeros(3, 262_144)
-    words = words_of(3, 1)
+    logits_BV = torch.zeros(2, 262_144)
+    words = words_of(2, 1)
     right = sample_ref(logits_BV, *words)
     for params in ({}, {"top_k": 262_143}):
         assert_agrees(by_form(_sample_cpu, logits_BV, words, **params), right, logits_BV)

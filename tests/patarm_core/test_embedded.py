@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import patarm_core.embedded.splits as splits_module
 from patarm_core.embedded.judge import JudgeConfig, judge, write_score
 from patarm_core.embedded.splits import EmbeddedConfig, make_splits, score_of
 from patarm_core.embedded.tasks import (
@@ -241,11 +242,12 @@ def test_a_config_that_makes_no_sense_is_refused(change):
         replace(SMALL, **change)
 
 
-def test_running_out_of_prompts_or_of_judgments_is_an_error():
+def test_running_out_of_prompts_or_of_judgments_is_an_error(monkeypatch):
+    monkeypatch.setattr(splits_module, "_MAX_DRAWS", 5)  # the supply counts as used up while some of it is left
     with pytest.raises(ValueError, match="too few new ones of task"):
         make_splits(replace(SMALL, num_rl_pairs=10**4, item_counts=(2,)))
     with pytest.raises(ValueError, match="min_margin=11"):
-        make_splits(replace(SMALL, min_margin=11.0))
+        make_splits(replace(SMALL, min_margin=11.0, num_sft_pairs=2))
 
 
 def test_the_small_rubrics_cover_the_tasks():
