@@ -41,6 +41,7 @@ class Benchmark:
     pairs: Callable[[Item], Sequence[tuple[int, int]]] | None  # responses to be compared; None: scores alone count
     scored: Callable[[Item, Sequence[float | None]], Row]  # from the score of each response
     compared: Callable[[Item, Sequence[Winner | None]], Row] | None = None  # from the winner of each of `pairs`
+    has_both_orders: bool = False  # `pairs` names both, so a judge must read each as it is given
 
     def report(self, rows: Sequence[Row]) -> Report:
         return import_module(f"patarm_core.benchmarks.{self.aggregation}").report(rows)
@@ -118,12 +119,12 @@ BENCHMARKS: Mapping[str, Benchmark] = {
         scored=lambda item, scores: {"scores": list(scores)},
     ),
     "llmbar": Benchmark(
-        read=read_llmbar, aggregation="llmbar", pairs=_both_orders,
+        read=read_llmbar, aggregation="llmbar", pairs=_both_orders, has_both_orders=True,
         scored=lambda item, scores: {"score_1": scores[0], "score_2": scores[1]},
         compared=lambda item, winners: {"winners": _both_winners(*winners)},
     ),
     "judgebench": Benchmark(
-        read=read_judgebench, aggregation="judgebench", pairs=_both_orders,
+        read=read_judgebench, aggregation="judgebench", pairs=_both_orders, has_both_orders=True,
         scored=lambda item, scores: {"scores": list(scores)},
         compared=lambda item, winners: {"decisions": _two_games(*winners)},
     ),

@@ -49,6 +49,9 @@ def main(arguments: list[str]) -> int:
     except (ValueError, OSError) as error:
         tell(error)
         return 1
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on where judgments were being written", file=sys.stderr)
+        return 130
     return 0
 
 

@@ -67,6 +67,8 @@ def _run_judged(options: argparse.Namespace) -> None:
 
     votes = read_votes(options.votes)
     data = _data(options, BENCHMARKS[options.command].read)
+    if BENCHMARKS[options.command].has_both_orders and options.order == "drawn":
+        options.order = "given"  # drawn, the two games of a pair could be one game twice
     run_benchmark(options.command, data, open_judge(options), votes, options.out, options.retry)
     _show(options.out)
 

@@ -188,3 +188,19 @@ def test_rows_that_cannot_be_used_are_one_line(rows, message, tmp_path, capsys):
     assert main(["aggregate", "rewardbench", str(file)]) == 1
     told = capsys.readouterr().err.strip()
     assert message in told and str(file) in told and "\n" not in told
+
+
+@pytest.mark.parametrize("name, order", [("judgebench", "given"), ("llmbar", "given"), ("rm_bench", "drawn")])
+def test_two_games_of_a_pair_are_read_in_two_orders(name, order, data_of, tmp_path, monkeypatch, capsys):
+    opened = []
+
+    def open_judge(options):
+        opened.append(options.order)
+        return FakeJudge("pairwise", stop_after=2 if len(opened) == 1 else None)
+
+    monkeypatch.setattr("eval.judges.spec.open_judge", open_judge)
+    data_of(name)
+    command = [name, "--data", str(tmp_path / name), "--votes", "1", "--out", str(tmp_path / "run")]
+    assert main(command) == 130
+    assert capsys.readouterr().err.endswith("the same command goes on where judgments were being written\n")
+    assert main(command) == 0 and opened == [order, order]
