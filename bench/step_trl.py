@@ -18,7 +18,7 @@ import torch
 from datasets import Dataset
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from torch import Tensor
-from transformers import AutoModelForCausalLM, LogitsProcessor, LogitsProcessorList, TrainerCallback
+from transformers import AutoModelForCausalLM, LogitsProcessor, LogitsProcessorList, PrinterCallback, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from bench.rollout_peers import GenerateBatch, number_tokenizer
@@ -62,6 +62,7 @@ class TrlStep:
             self._model, _Scores(), config, self._dataset(work), processing_class=self._tokenizer,
             callbacks=[self._callback],
         )  # fmt: skip
+        self._trainer.remove_callback(PrinterCallback)  # it would print every run's summary
 
     def step(self, work: Work, is_measured: bool = False) -> dict[str, float | int | None]:
         """One optimiser step: seconds of it, of the rollout in it, and tokens computed, padding included."""
