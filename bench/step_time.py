@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -105,17 +105,15 @@ def run_step_time(options: Options, out: Path | None, model: DecoderConfig = MOD
 @contextmanager
 def _contenders(folder: str, options: Options) -> Iterator[tuple[dict[str, Remote], Remote | None]]:
     layouts = ["tree", "flat"] if "flat" in options.parts else ["tree"]
-    ours = {name: Remote(OurStep, Setup(folder=folder, model=ModelConfig(layout=name))) for name in layouts}
-    trl = None
-    try:
-        if "trl" in options.parts:
-            trl = Remote(_make_trl, folder)
-        yield ours, trl
-    except ImportError as error:
-        raise ValueError(f'{one_line(error)}; pip install -e ".[peers]", or --only without trl') from None
-    finally:
-        for remote in (*ours.values(), *([trl] if trl else [])):
-            remote.close()
+    with ExitStack() as opened:
+        trl = None
+        try:
+            if "trl" in options.parts:
+                trl = opened.enter_context(closing(Remote(_make_trl, folder)))
+        except ImportError as error:
+            raise ValueError(f'{one_line(error)}; pip install -e ".[peers]", or --only without trl') from None
+        setups = {name: Setup(folder=folder, model=ModelConfig(layout=name)) for name in layouts}
+        yield {name: opened.enter_context(closing(Remote(OurStep, setup))) for name, setup in setups.items()}, trl
 
 
 def _make_trl(folder: str) -> Any:

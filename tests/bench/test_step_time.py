@@ -124,17 +124,23 @@ def test_the_gradient_does_not_depend_on_layout_and_micro_batches():
     assert 0 < found["tree_flat"] <= 1e-12 and 0 < found["micro_batches"] <= 1e-12
 
 
-def test_all_parts_but_trl(tmp_path, capsys):
-    options = Options(rollouts=(1, 2), steps=1, pairs=2, shorten=100, parts=("flat", "scaling", "invariance"))
+def test_both_layouts_in_turns(tmp_path, capsys):
+    options = Options(rollouts=(1, 2), steps=1, pairs=2, shorten=100, parts=("flat",))
     result = run_step_time(options, tmp_path, config(vocab_size=V, max_position_embeddings=512))
     assert json.loads((tmp_path / "step.json").read_text())["records"] == result["records"]
     for record in result["records"]:
         tree, flat = record["tree"], record["flat"]
         assert tree["step_s"] > tree["rollout_s"] + tree["update_s"] > 0 and "trl" not in record
         assert tree["update_tokens"] < flat["update_tokens"] and tree["rollout_s"] == flat["rollout_s"]
+    assert (tmp_path / "step.md").read_text().strip() in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_invariance_and_two_processes(tmp_path):
+    options = Options(rollouts=(2,), steps=1, pairs=2, shorten=100, parts=("scaling", "invariance"))
+    result = run_step_time(options, tmp_path, config(vocab_size=V, max_position_embeddings=512))
     assert result["invariance"]["largest_logprob_gap"] == 0
     assert result["scaling"]["two"]["step_s"] > 0
-    assert (tmp_path / "step.md").read_text().strip() in capsys.readouterr().out
 
 
 def test_a_peer_that_is_not_installed_is_one_line(monkeypatch, tmp_path):
@@ -147,6 +153,7 @@ def _not_installed(folder):
     raise ModuleNotFoundError("No module named 'trl'")
 
 
+@pytest.mark.slow
 def test_trl_takes_the_same_step(folder):
     pytest.importorskip("trl")
     trl = Remote(step_time._make_trl, folder)
