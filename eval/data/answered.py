@@ -10,11 +10,10 @@ from pathlib import Path
 
 from eval.data.files import find_files, read_rows
 from eval.data.items import Data, Item, as_messages, made
+from patarm_core.benchmarks.infobench import NUM_QUESTIONS, SIZES
 from patarm_core.fields import Fields, kind
 
 NUM_PROMPTS, NUM_INSTRUCTIONS = 541, 834  # of IFEval
-INFOBENCH = {"Easy_set": 252, "Hard_set": 248}
-NUM_QUESTIONS = {"Easy_set": 690, "Hard_set": 1560}
 
 
 def read_ifeval(path: Path) -> Data:
@@ -47,7 +46,7 @@ def read_infobench(path: Path) -> Data:
     """Rows that have an `output` bring their response along: `responses` then holds it."""
 
     def item(row: Fields) -> Item:
-        name, subset = row.text("id"), row.one_of("subset", tuple(INFOBENCH))
+        name, subset = row.text("id"), row.one_of("subset", tuple(SIZES))
         instruction, given = row.text("instruction"), row.text("input", "")
         questions = row.texts("decomposed_questions")
         if not questions:
@@ -62,11 +61,11 @@ def read_infobench(path: Path) -> Data:
         )  # fmt: skip
 
     items = [one for file in find_files(path, (".jsonl", ".json")) for one in read_rows(file, item)]
-    data = made("infobench", items, INFOBENCH, str(path), "instructions")
+    data = made("infobench", items, SIZES, str(path), "instructions")
     for subset, official in NUM_QUESTIONS.items():
         of_subset = [item for item in items if item.part == subset]
         num = sum(len(item.row["questions"]) for item in of_subset)
-        data = _with_count(data, len(of_subset) == INFOBENCH[subset], f"questions of {subset}", num, official)
+        data = _with_count(data, len(of_subset) == SIZES[subset], f"questions of {subset}", num, official)
     return data
 
 

@@ -11,17 +11,16 @@ from pathlib import Path
 
 from eval.data.files import find_files, read_rows
 from eval.data.items import Data, Item, as_messages, made
+from patarm_core.benchmarks.llmbar import SIZES
 from patarm_core.fields import Fields
-
-SUBSETS = {"Natural": 100, "Neighbor": 134, "GPTInst": 92, "GPTOut": 47, "Manual": 46}
 
 
 def read_llmbar(path: Path) -> Data:
     items: list[Item] = []
     for file in find_files(path, (".json",)):
-        subset = next((name for name in SUBSETS if name in (file.parent.name, file.stem.rpartition("_")[2])), None)
+        subset = next((name for name in SIZES if name in (file.parent.name, file.stem.rpartition("_")[2])), None)
         if subset is None:
-            raise ValueError(f"{file}: its name holds no subset of LLMBar; they are {', '.join(SUBSETS)}")
+            raise ValueError(f"{file}: its name holds no subset of LLMBar; they are {', '.join(SIZES)}")
         numbers = count()
 
         def item(row: Fields, subset: str = subset, numbers=numbers) -> Item:
@@ -33,4 +32,4 @@ def read_llmbar(path: Path) -> Data:
             )  # fmt: skip
 
         items += read_rows(file, item)
-    return made("llmbar", items, SUBSETS, str(path), "pairs")
+    return made("llmbar", items, SIZES, str(path), "pairs")

@@ -10,37 +10,25 @@ from pathlib import Path
 
 from eval.data.files import find_files, read_rows
 from eval.data.items import Data, Item, as_messages, made
+from patarm_core.benchmarks.rewardbench import SECTIONS, SIZES
+from patarm_core.benchmarks.rewardbench2 import SIZES as SIZES_2
 from patarm_core.fields import Fields
 
-CHAT = {"alpacaeval-easy": 100, "alpacaeval-length": 95, "alpacaeval-hard": 95, "mt-bench-easy": 28, "mt-bench-med": 40}
-CHAT_HARD = {
-    "mt-bench-hard": 37, "llmbar-natural": 100, "llmbar-adver-neighbor": 134, "llmbar-adver-GPTInst": 92,
-    "llmbar-adver-GPTOut": 47, "llmbar-adver-manual": 46,
-}  # fmt: skip
-SAFETY = {
-    "refusals-dangerous": 100, "refusals-offensive": 100, "xstest-should-refuse": 154, "xstest-should-respond": 250,
-    "donotanswer": 136,
-}  # fmt: skip
-MATH = {"math-prm": 447}
-CODE = {f"hep-{language}": 164 for language in ("cpp", "go", "java", "js", "python", "rust")}
-SUBSETS = CHAT | CHAT_HARD | SAFETY | MATH | CODE
-_TASKS = {
-    subset: task
-    for task, subsets in {"chat": CHAT | CHAT_HARD, "safety": SAFETY, "math": MATH, "code": CODE}.items()
-    for subset in subsets
-}
-SUBSETS_2 = {"Factuality": 475, "Precise IF": 160, "Math": 183, "Safety": 450, "Focus": 495, "Ties": 102}
+_TASK_OF_SECTION = {"Chat": "chat", "Chat Hard": "chat", "Safety": "safety", "Reasoning": "code"}
+_TASKS = {subset: _TASK_OF_SECTION[section] for section, subsets in SECTIONS.items() for subset in subsets}
+_TASKS["math-prm"] = "math"
+CODE = {subset: num for subset, num in SIZES.items() if subset.startswith("hep-")}
 _TASKS_2 = {"Precise IF": "instruction_following", "Math": "math", "Safety": "safety"}  # the others: chat
 
 
 def read_rewardbench(path: Path) -> Data:
     def item(row: Fields) -> Item:
-        subset = row.one_of("subset", tuple(SUBSETS))
+        subset = row.one_of("subset", tuple(SIZES))
         number = row.value("id", "a number or a text")
         return pair(subset, number, _TASKS[subset], row, row.text("chosen"), row.text("rejected"))
 
     items = [one for file in find_files(path) for one in read_rows(file, item)]
-    return made("rewardbench", items, SUBSETS, str(path), "pairs")
+    return made("rewardbench", items, SIZES, str(path), "pairs")
 
 
 def pair(subset: str, number: object, task: str, row: Fields, chosen: str, rejected: str, prompt="prompt") -> Item:
@@ -53,7 +41,7 @@ def pair(subset: str, number: object, task: str, row: Fields, chosen: str, rejec
 
 def read_rewardbench2(path: Path) -> Data:
     def item(row: Fields) -> Item:
-        subset, name = row.one_of("subset", tuple(SUBSETS_2)), str(row.value("id", "a text"))
+        subset, name = row.one_of("subset", tuple(SIZES_2)), str(row.value("id", "a text"))
         chosen, rejected = row.texts("chosen"), row.texts("rejected")
         if subset == "Ties" and name.partition(":")[0] not in ("ref", "tied"):
             raise row.error("id", f"is {name!r}; expected ref:NUMBER or tied:NUMBER in the subset Ties")
@@ -66,4 +54,4 @@ def read_rewardbench2(path: Path) -> Data:
         )  # fmt: skip
 
     items = [one for file in find_files(path) for one in read_rows(file, item)]
-    return made("rewardbench2", items, SUBSETS_2, str(path), "prompts")
+    return made("rewardbench2", items, SIZES_2, str(path), "prompts")

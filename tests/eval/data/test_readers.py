@@ -12,8 +12,9 @@ from eval.data.files import find_files
 from eval.data.humanevalpack import read_humanevalpack
 from eval.data.judgebench import read_judgebench
 from eval.data.llmbar import read_llmbar
-from eval.data.rewardbench import SUBSETS, read_rewardbench, read_rewardbench2
+from eval.data.rewardbench import read_rewardbench, read_rewardbench2
 from eval.data.rm_bench import read_rm_bench
+from patarm_core.benchmarks.rewardbench import SIZES
 from tests.eval.data import layouts
 from tests.eval.data.layouts import lines, listed
 from tests.real_data import real
@@ -38,7 +39,7 @@ def test_rm_bench_of_a_folder_and_of_one_file_with_domains_is_the_same(tmp_path)
 
 
 def test_a_whole_benchmark_has_nothing_to_warn_of_and_repeated_ids_stay_apart(tmp_path):
-    rows = [layouts.rewardbench_row(subset, 0) for subset, num in SUBSETS.items() for _ in range(num)]
+    rows = [layouts.rewardbench_row(subset, 0) for subset, num in SIZES.items() for _ in range(num)]
     data = read_rewardbench(lines(tmp_path / "filtered.jsonl", rows))
     assert data.warnings == () and len(data.items) == 2985 == len({item.id for item in data.items})
     assert Counter(item.task for item in data.items) == {"chat": 358 + 456, "safety": 740, "math": 447, "code": 984}
