@@ -9,9 +9,10 @@ from pathlib import Path
 from eval.data.files import read_rows
 from eval.run_report import headline_rows, notes_of, policy_rows
 from eval.tables import markdown
+from patarm_core.benchmarks.ifeval import join
 from patarm_core.benchmarks.report import Report, RowError
 
-AGGREGATIONS = ("rewardbench", "rewardbench2", "rm_bench", "judgebench", "rmb", "llmbar", "infobench")
+AGGREGATIONS = ("rewardbench", "rewardbench2", "rm_bench", "judgebench", "rmb", "llmbar", "ifeval", "infobench")
 
 
 def add_aggregate_command(commands: argparse._SubParsersAction) -> None:
@@ -20,15 +21,24 @@ def add_aggregate_command(commands: argparse._SubParsersAction) -> None:
     command.add_argument(
         "rows", type=Path, help="JSON lines; patarm_core/benchmarks/BENCHMARK.py shows what a row looks like"
     )
-    command.set_defaults(run=lambda options: print(as_markdown(aggregate(options.benchmark, options.rows)), end=""))
+    command.add_argument(
+        "--data", type=Path, help="ifeval: input_data.jsonl, whose instructions rows take by their key"
+    )
+    command.set_defaults(
+        run=lambda options: print(as_markdown(aggregate(options.benchmark, options.rows, options.data)), end="")
+    )
 
 
-def aggregate(benchmark: str, file: Path) -> Report:
+def aggregate(benchmark: str, file: Path, prompts: Path | None = None) -> Report:
     """
     Raises:
-        ValueError: one line that names the file, the row and its field.
+        ValueError: one line that names the file, the row and its field; or `prompts` are given for another benchmark.
     """
+    if prompts is not None and benchmark != "ifeval":
+        raise ValueError(f"--data {prompts}: is for ifeval; the rows of {benchmark} say all that is needed")
     numbered = read_rows(file, lambda fields: fields.data)
+    if prompts is not None:
+        numbered = join(numbered, read_rows(prompts, lambda fields: fields.data))
     try:
         return import_module(f"patarm_core.benchmarks.{benchmark}").report(numbered)
     except RowError as error:

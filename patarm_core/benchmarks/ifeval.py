@@ -4,7 +4,7 @@ A row per prompt: the response, and the prompt's instructions with their setting
 `aggregate ifeval --data input_data.jsonl` takes those from that file by key, so that a row needs no more than key and
 response. null is a response that is missing:
 
-    {"key": 1001, "response": "no punctuation of that kind", "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]}
+    {"key": 1001, "response": "None here", "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]}
 
 Strict: the response as it is. Loose: any of eight variants, without its first line, its last line, or both, with stars
 and without. A blank response follows nothing. The four numbers are the shares of prompts with all instructions

@@ -1,4 +1,4 @@
-"""IFEval's 25 instructions (google-research/instruction_following_eval), each a function from a response to true or false.
+"""IFEval's 25 instructions (google-research/instruction_following_eval), each a function from a response to a verdict.
 
 Every checker takes the response and the instruction's settings by their published names. All are deterministic.
 """

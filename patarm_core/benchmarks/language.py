@@ -1,7 +1,7 @@
 """Which language a text is in: a small, deterministic detector by script and frequent words (languages.toml).
 
-IFEval's own detector (langdetect) draws random numbers and gives one text different languages. This one is a function of
-the text. It knows the languages that IFEval asks for and those near them; what it does not know it calls by the nearest.
+IFEval's own detector (langdetect) draws random numbers and gives one text different languages. This one is a function
+of the text. It knows the languages that IFEval asks for and those near them; others it calls by the nearest.
 """
 
 import re

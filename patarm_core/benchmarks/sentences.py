@@ -7,17 +7,19 @@ end is no sentence's end.
 
 import re
 
-ABBREVIATIONS = frozenset(
+_ABBREVIATIONS = (
     "mr mrs ms dr prof rev gen col capt lt sgt sen rep gov hon st jr sr messrs mt ft vs v e.g i.e a.m p.m u.s u.k u.n "
     "u.s.a d.c n.y l.a ph.d m.d b.a m.a a.d b.c inc co corp ltd bros jan feb mar apr aug sept oct nov dec cf al approx "
-    "no vol est fig".split()
+    "no vol est fig"
 )
+ABBREVIATIONS = frozenset(_ABBREVIATIONS.split())
 # They follow an abbreviation mid-sentence in small letters: with a capital they begin one.
-STARTERS = frozenset(
+_STARTERS = (
     "the a an this that these those he she it we they you i in on at as if but and or so when while after before for "
     "from to with by there here what who how why where then now once his her its my our their your some many most all "
-    "no not one each both however although though because since until let do don't can please is are was will".split()
+    "no not one each both however although though because since until let do don't can please is are was will"
 )
+STARTERS = frozenset(_STARTERS.split())
 _END = re.compile(r"[.!?]+(?=[\s)\"'”’;}\]*:@({\[]|$)")
 _CLOSERS = "\"')]}”’*_"
 _OPENERS = "\"'([{“‘*_#-–—•"
