@@ -23,7 +23,8 @@ CASES = [
     ("keywords:letter_frequency", {"letter": "A", "let_frequency": 2, "let_relation": "less than"}, "a b", "Aa"),
     ("language:response_language", {"language": "de"}, "Das ist nicht der Tee, den wir haben.", "This is the tea."),
     (
-        "length_constraints:number_sentences", {"num_sentences": 2, "relation": "less than"}, "One, e.g. it.", "A bee. A cat.",
+        "length_constraints:number_sentences",
+        {"num_sentences": 2, "relation": "less than"}, "One, e.g. it.", "A bee. A cat.",
     ),
     ("length_constraints:number_paragraphs", {"num_paragraphs": 2}, "***\na\n***\nb\n***", "a\n***\n***\nb"),
     ("length_constraints:number_words", {"num_words": 3, "relation": "at least"}, "it's here", "it is"),
