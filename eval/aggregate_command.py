@@ -6,7 +6,7 @@ import argparse
 from importlib import import_module
 from pathlib import Path
 
-from eval.data.files import read_rows
+from eval.data.files import placed_rows, read_rows
 from eval.run_report import headline_rows, notes_of, policy_rows
 from eval.tables import markdown
 from patarm_core.benchmarks.ifeval import join
@@ -36,13 +36,14 @@ def aggregate(benchmark: str, file: Path, prompts: Path | None = None) -> Report
     """
     if prompts is not None and benchmark != "ifeval":
         raise ValueError(f"--data {prompts}: is for ifeval; the rows of {benchmark} say all that is needed")
-    numbered = read_rows(file, lambda fields: fields.data)
+    placed = placed_rows(file)
+    rows = [row for _, row in placed]
     if prompts is not None:
-        numbered = join(numbered, read_rows(prompts, lambda fields: fields.data))
+        rows = join(rows, read_rows(prompts, lambda fields: fields.data))
     try:
-        return import_module(f"patarm_core.benchmarks.{benchmark}").report(numbered)
+        return import_module(f"patarm_core.benchmarks.{benchmark}").report(rows)
     except RowError as error:
-        raise ValueError(f"{file}: {error}") from None
+        raise ValueError(f"{placed[error.index][0]}: {error.problem}") from None
 
 
 def as_markdown(report: Report) -> str:

@@ -47,6 +47,16 @@ def read_rows(file: Path, make: Callable[[Fields], Made]) -> list[Made]:
     return made
 
 
+def placed_rows(file: Path) -> list[tuple[str, dict]]:
+    """Every row as it stands, with its place.
+
+    Raises:
+        ValueError: as `read_rows`.
+    """
+    places = [place for place, _ in _rows(file)]
+    return list(zip(places, read_rows(file, lambda fields: fields.data), strict=True))
+
+
 def _rows(file: Path) -> Iterator[tuple[str, dict | Callable[[], dict]]]:
     """Each row and its place; a line is parsed by whoever reads it, so that errors name it."""
     if file.suffix == ".parquet":

@@ -15,6 +15,6 @@ def test_rows_of_ifeval_take_their_instructions_from_the_prompts(tmp_path, capsy
     assert main(["aggregate", "ifeval", rows, "--data", prompts]) == 0
     assert "punctuation:no_comma" in capsys.readouterr().out
     assert main(["aggregate", "ifeval", rows]) == 1
-    assert "instruction_id_list: missing" in capsys.readouterr().err
+    assert "r.jsonl:1: instruction_id_list: missing" in capsys.readouterr().err
     assert main(["aggregate", "rmb", rows, "--data", prompts]) == 1
     assert "is for ifeval" in capsys.readouterr().err
