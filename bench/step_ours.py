@@ -26,10 +26,10 @@ from rollout.params import Completion, SamplingParams
 from trainer.balance import my_share
 from trainer.config import GrpoConfig, ModelConfig, OptimConfig, Recipe, RolloutConfig
 from trainer.distributed import world
-from trainer.grpo import VALUES, with_advantages
+from trainer.grpo import with_advantages
 from trainer.learner import DTYPES, Learner
 from trainer.live_weights import refuse_stale_weights, share_weights_
-from trainer.policy_loss import PolicyLoss
+from trainer.policy_loss import VALUES, PolicyLoss
 from trainer.rewards import PairRollout, rewarded
 from trainer.run_folder import Stopwatch
 from trainer.token_tree import Leaf, TokenTree, pack

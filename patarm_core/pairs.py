@@ -13,7 +13,7 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from patarm_core.fields import kind
 from patarm_core.prompts import ROLES, Message, Prompt, flatten
@@ -147,9 +147,13 @@ def judgment_to_json(example: Example) -> str:
     return _to_json(example)
 
 
-def prompt_key(pair: Pair | Example) -> str:
+class HasPrompt(Protocol):
+    prompt: Prompt
+
+
+def prompt_key(row: HasPrompt) -> str:
     """SHA-256 (hex) of the flattened prompt: equal for a text and for the same text as a single user message."""
-    return hashlib.sha256(flatten(pair.prompt).encode()).hexdigest()
+    return hashlib.sha256(flatten(row.prompt).encode()).hexdigest()
 
 
 def split_by_prompt(pairs: Sequence[Pair], held_out_share: float, seed: int) -> tuple[list[Pair], list[Pair]]:

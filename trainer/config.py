@@ -3,29 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
-from patarm_core.advantages import Estimator
+from patarm_core.embedded.policy import EmbeddedPolicyConfig
 from patarm_core.embedded.splits import EmbeddedConfig
 from patarm_core.judgment import JudgeMode
-from patarm_core.loss_weights import Normalization
 from patarm_core.par import MarginReward, constant, graded
 from rollout.contexts import PromptConfig
+from trainer.rlhf_config import RlhfConfig
+from trainer.stage_config import OptimConfig, PolicyGradientConfig, StageConfig, check, is_at_least
 
 JUDGE_STAGES = ("sft", "grpo")  # that train a judge, which is measured by its judgments
+POLICY_STAGES = ("sft", "dpo", "rlhf")  # that train a policy, where the recipe's role says so
 PAIR_STAGES = ("grpo", "bt", "dpo")  # that train on preference pairs
-
-
-def _check(config: object, is_right: Callable[[float], bool], right: str, *names: str) -> None:
-    for name in names:
-        if not is_right(getattr(config, name)):
-            raise ValueError(f"{name}={getattr(config, name)} must be {right}")
-
-
-def _is_at_least(least: float) -> Callable[[float], bool]:
-    return lambda value: least <= value < math.inf
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,8 +37,8 @@ class SmallModelConfig:
     def __post_init__(self) -> None:
         counts = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
         counts += ("num_key_value_heads", "head_dim", "max_position_embeddings")
-        _check(self, _is_at_least(1), "at least 1", *counts)
-        _check(self, lambda value: 0 < value < math.inf, "positive", "rope_theta", "init_std")
+        check(self, is_at_least(1), "at least 1", *counts)
+        check(self, lambda value: 0 < value < math.inf, "positive", "rope_theta", "init_std")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,7 +57,7 @@ class ModelConfig:
     small: SmallModelConfig = SmallModelConfig()
 
     def __post_init__(self) -> None:
-        _check(self, _is_at_least(0), "at least 0", "shard_size")
+        check(self, is_at_least(0), "at least 0", "shard_size")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,64 +69,24 @@ class DataConfig:
     pairs: str = ""  # preference pairs for RL
     dev: str = ""  # pairs watched during training
     held_out: str = ""  # pairs for the reported result, read by nothing else
+    # Of role = "policy" (patarm_core/policy_rows.py):
+    responses: str = ""  # rows of prompt and response, for SFT
+    prompts: str = ""  # for rlhf
+    dev_prompts: str = ""  # watched during training
+    held_out_prompts: str = ""  # for the reported result
+    # What an answer is checked by: "embedded" or "module:function", called as function(prompt, response, checks) for a
+    # number from 0 to 1; empty: nothing but the reward is known of an answer.
+    checker: str = ""
     label_noise: float = 0.0  # seeded share of training pairs whose sides are flipped (figure 4)
     embedded: EmbeddedConfig = field(default_factory=EmbeddedConfig)
+    embedded_policy: EmbeddedPolicyConfig = field(default_factory=EmbeddedPolicyConfig)
 
     def __post_init__(self) -> None:
-        _check(self, lambda share: 0 <= share <= 1, "in [0, 1]", "label_noise")
-        named = [name for name in ("judgments", "pairs", "dev", "held_out") if getattr(self, name)]
+        check(self, lambda share: 0 <= share <= 1, "in [0, 1]", "label_noise")
+        files = ("judgments", "pairs", "dev", "held_out", "responses", "prompts", "dev_prompts", "held_out_prompts")
+        named = [name for name in files if getattr(self, name)]
         if self.source == "embedded" and named:
             raise ValueError(f'{named[0]}: with source = "embedded" no file is read; set source = "files"')
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class OptimConfig:
-    """AdamW with a linear warm-up, then `schedule` from lr to final_lr."""
-
-    lr: float
-    final_lr: float = 0.0
-    schedule: Literal["constant", "linear", "cosine"] = "linear"
-    warmup_steps: int = 0
-    betas: tuple[float, float] = (0.9, 0.95)
-    weight_decay: float = 0.0
-    grad_clip: float = 1.0  # of the global gradient norm
-    cpu_offload: bool = False  # AdamW's moments stay in the host's memory between steps (trainer/offload.py)
-    # A step whose loss or gradient is not finite is skipped; after so many in a row the run stops, its evidence saved.
-    max_skipped_steps: int = 3
-
-    def __post_init__(self) -> None:
-        _check(self, lambda value: 0 < value < math.inf, "positive", "lr", "grad_clip")
-        _check(self, _is_at_least(0), "at least 0", "final_lr", "warmup_steps", "weight_decay")
-        _check(self, _is_at_least(1), "at least 1", "max_skipped_steps")
-        _check(self, lambda betas: all(0 <= beta < 1 for beta in betas), "two numbers in [0, 1)", "betas")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class StageConfig:
-    """What every stage is told, whatever it trains on."""
-
-    steps: int = 0  # 0: whole epochs
-    epochs: int = 1
-    tokens_per_micro_batch: int = 16_384  # in one forward pass on one rank, padding included
-    dev_every: int = 0  # steps between measurements on the dev pairs; 0: none
-    checkpoint_every: int = 0  # steps; the end of the stage always makes one
-    # The stage ends once `patience` dev measurements in a row bring no gain in accuracy above min_delta; 0: never
-    patience: int = 0
-    min_delta: float = 0.0
-    # Whose weights the stage leaves. With "best", that of the highest dev accuracy so far is saved when it is measured.
-    keep: Literal["last", "best"] = "last"
-    # Checkpoints that are kept: the last ones, and beside them that of the best dev accuracy (unless `keep = "best"`,
-    # where `dev_every` and `checkpoint_every` meet). With 2, there is another one if the last cannot be read.
-    checkpoint_keep: int = 2
-    optim: OptimConfig
-
-    def __post_init__(self) -> None:
-        _check(self, _is_at_least(0), "at least 0", "steps", "dev_every", "checkpoint_every", "patience", "min_delta")
-        _check(self, _is_at_least(1), "at least 1", "epochs", "tokens_per_micro_batch", "checkpoint_keep")
-        if self.patience and not self.dev_every:
-            raise ValueError(f"patience={self.patience} counts dev measurements; dev_every=0 makes none")
-        if self.keep == "best" and not self.dev_every:
-            raise ValueError('keep="best" goes by dev measurements; dev_every=0 makes none')
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -145,7 +96,7 @@ class SftConfig(StageConfig):
 
     def __post_init__(self) -> None:
         StageConfig.__post_init__(self)
-        _check(self, _is_at_least(1), "at least 1", "rows_per_step")
+        check(self, is_at_least(1), "at least 1", "rows_per_step")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -174,56 +125,30 @@ class RolloutConfig:
     kv_gib: float = 0.0  # of keys and values on one rank; 0: 4 on a CPU, on a GPU nine tenths of what is free at first
 
     def __post_init__(self) -> None:
-        _check(self, _is_at_least(1), "at least 1", "num_rollouts", "max_completion_tokens", "max_rows")
-        _check(self, lambda value: 0 < value < math.inf, "positive", "temperature")
-        _check(self, _is_at_least(0), "at least 0", "kv_gib")
+        check(self, is_at_least(1), "at least 1", "num_rollouts", "max_completion_tokens", "max_rows")
+        check(self, lambda value: 0 < value < math.inf, "positive", "temperature")
+        check(self, is_at_least(0), "at least 0", "kv_gib")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class GrpoConfig(StageConfig):
+class GrpoConfig(PolicyGradientConfig):
     pairs_per_step: int = 128  # 256 contexts (table 7 counts both sides of a pair)
     group: Literal["side", "pair"] = "side"  # n judgments of one response, or 2n of both
-    # "reinforce++" whitens over the whole step and knows no groups; its "_baseline" takes the group's mean off first
-    advantage: Estimator = "grpo"
     # "separately": PAR and format get advantages of their own, which are added; a format that varies much (early in
     # training) then no longer shrinks, by the deviation it adds, what PAR says (patarm_core/advantages.py).
     normalize_rewards: Literal["together", "separately"] = "together"
     margin: MarginConfig = MarginConfig()
-    # DAPO's soft punishment: a completion loses up to 1 of its reward in its last so many tokens before the limit; 0:
-    # off, as a judgment that is cut loses 1.5 already.
-    overlong_buffer_tokens: int = 0
     # DAPO's dynamic sampling: pairs none of whose judgments has an advantage are dropped, as wholes, and the next pairs
     # of the data take their places, in at most so many further rounds of rollouts a step; 0: off. The number of steps
     # stays; what is drawn beyond it comes from the epochs that follow.
     refill_rounds: int = 0
-    ratio: Literal["token", "sequence"] = "token"  # "sequence": GSPO; its paper clips at 3e-4 below and 4e-4 above
-    clip_low: float = 0.2  # the ratio is clipped to [1 - clip_low, 1 + clip_high]
-    clip_high: float = 0.2  # DAPO: 0.28
-    dual_clip: float = 0.0  # c > 1: loss of at most -c A where the advantage A < 0 (arXiv:1912.09729); 0: no bound
-    # What a token's loss is divided by, counted over the step: "token" all tokens, "sequence" the tokens of its
-    # completion and then the completions (GRPO's own), "constant" completions x max_completion_tokens (Dr. GRPO).
-    normalization: Normalization = "token"
-    # C > 0: policy losses weigh min(trainer's / rollout's probability, C), and the ratio is to the trainer's own
-    # log-probs before the step (trainer/policy_loss.py): for rollouts whose rounding differs, as in bfloat16. 0: off.
-    importance_cap: float = 0.0
-    inner_epochs: int = 1  # optimiser steps on one set of rollouts
-    kl_coef: float = 0.001  # of the KL estimate against the initial policy; 0 leaves the reference model out
-    kl_estimator: Literal["k1", "k2", "k3"] = "k3"  # kernels/grpo_loss.py; as a loss, k1 pulls nowhere on average
-    entropy_coef: float = 0.0
-    # On a CPU in float32: log-probs by the rollout's own arithmetic, so that a ratio is 1, and not nearly, until an
-    # update. Costs time (trainer/exact.py).
-    exact_logprobs: bool = False
     num_sample_pairs: int = 2  # pairs a step whose judgments are written to samples.jsonl
     optim: OptimConfig = OptimConfig(lr=5e-7, schedule="constant")  # table 7, 8B
 
     def __post_init__(self) -> None:
-        StageConfig.__post_init__(self)
-        _check(self, _is_at_least(0), "at least 0", "num_sample_pairs", "clip_high", "kl_coef", "entropy_coef")
-        _check(self, lambda share: 0 <= share < 1, "in [0, 1)", "clip_low")
-        _check(self, _is_at_least(0), "at least 0", "overlong_buffer_tokens", "refill_rounds")
-        _check(self, lambda value: value == 0 or 1 < value < math.inf, "0 or above 1", "dual_clip")
-        _check(self, lambda value: value == 0 or 1 <= value < math.inf, "0 or at least 1", "importance_cap")
-        _check(self, _is_at_least(1), "at least 1", "pairs_per_step", "inner_epochs")
+        PolicyGradientConfig.__post_init__(self)
+        check(self, is_at_least(0), "at least 0", "num_sample_pairs", "refill_rounds")
+        check(self, is_at_least(1), "at least 1", "pairs_per_step")
         if self.refill_rounds and self.advantage == "reinforce++":
             raise ValueError(
                 f'refill_rounds={self.refill_rounds}: advantage = "reinforce++" knows no groups, and leaves no pair '
@@ -241,7 +166,7 @@ class BtConfig(StageConfig):
 
     def __post_init__(self) -> None:
         StageConfig.__post_init__(self)
-        _check(self, _is_at_least(1), "at least 1", "pairs_per_step")
+        check(self, is_at_least(1), "at least 1", "pairs_per_step")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -255,20 +180,20 @@ class DpoConfig(BtConfig):
 
     def __post_init__(self) -> None:
         BtConfig.__post_init__(self)
-        _check(self, lambda value: 0 < value < math.inf, "positive", "beta")
-        _check(self, lambda share: 0 <= share < 0.5, "in [0, 0.5)", "label_smoothing")
+        check(self, lambda value: 0 < value < math.inf, "positive", "beta")
+        check(self, lambda share: 0 <= share < 0.5, "in [0, 0.5)", "label_smoothing")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EvalConfig:
-    num_judgments: int = 8  # of each response of a held-out pair
+    num_judgments: int = 8  # of each response of a held-out pair; of a policy, answers to a held-out prompt
     votes: tuple[int, ...] = (1, 8)
-    num_dev_judgments: int = 4  # of each response of a dev pair
-    temperature: float = 1.0  # of held-out and dev judgments; 0: greedy
+    num_dev_judgments: int = 4  # of each response of a dev pair; of a policy, answers to a dev prompt
+    temperature: float = 1.0  # of held-out and dev judgments and answers; 0: greedy
 
     def __post_init__(self) -> None:
-        _check(self, _is_at_least(0), "at least 0", "temperature")
-        _check(self, _is_at_least(1), "at least 1", "num_judgments", "num_dev_judgments")
+        check(self, is_at_least(0), "at least 0", "temperature")
+        check(self, is_at_least(1), "at least 1", "num_judgments", "num_dev_judgments")
         if not self.votes or min(self.votes) < 1 or max(self.votes) > self.num_judgments:
             raise ValueError(f"votes={list(self.votes)} must be numbers from 1 to num_judgments={self.num_judgments}")
 
@@ -291,10 +216,10 @@ class WatchConfig:
     logprob_gap: float = 0.05  # nats, mean |log ratio| before an update: 1.05 a token is where others draw the line
 
     def __post_init__(self) -> None:
-        _check(self, _is_at_least(1), "at least 1", "window", "steps", "length_ratio")
-        _check(self, lambda share: 0 <= share <= 1, "in [0, 1]", "entropy_share", "margin_share")
-        _check(self, lambda share: 0 <= share <= 1, "in [0, 1]", "zero_advantage_rise", "valid_drop")
-        _check(self, lambda value: 0 < value < math.inf, "positive", "margin_least_peak", "logprob_gap")
+        check(self, is_at_least(1), "at least 1", "window", "steps", "length_ratio")
+        check(self, lambda share: 0 <= share <= 1, "in [0, 1]", "entropy_share", "margin_share")
+        check(self, lambda share: 0 <= share <= 1, "in [0, 1]", "zero_advantage_rise", "valid_drop")
+        check(self, lambda value: 0 < value < math.inf, "positive", "margin_least_peak", "logprob_gap")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -309,7 +234,10 @@ class Recipe:
     seed: int = 0
     out: str  # the run's folder; a number is added when it exists, unless the run resumes
     resume: bool = False  # go on with the run in `out`
-    stages: tuple[Literal["sft", "grpo", "bt", "dpo"], ...] = ("sft", "grpo")
+    stages: tuple[Literal["sft", "grpo", "bt", "dpo", "rlhf"], ...] = ("sft", "grpo")
+    # What is trained: a judge of responses, or a policy that responds. SFT imitates judgments or responses; models are
+    # measured on pairs, or by the checker on prompts that they answer.
+    role: Literal["judge", "policy"] = "judge"
     # How a pair is judged: each response scored by itself, or one chosen of the two, A and B. SFT then reads rows with
     # response_a and response_b; RL rewards the right choice with 1, and a group is the n judgments of a pair.
     mode: JudgeMode = "pointwise"
@@ -323,35 +251,53 @@ class Recipe:
     grpo: GrpoConfig = field(default_factory=GrpoConfig)
     bt: BtConfig = field(default_factory=BtConfig)
     dpo: DpoConfig = field(default_factory=DpoConfig)
+    rlhf: RlhfConfig = field(default_factory=RlhfConfig)
     eval: EvalConfig = EvalConfig()
     watch: WatchConfig = WatchConfig()
     log: LogConfig = LogConfig()
 
     def __post_init__(self) -> None:
-        _check(self, _is_at_least(0), "at least 0", "num_processes")
-        _check(self, lambda value: 0 < value < math.inf, "positive", "stop_within_s")
+        check(self, is_at_least(0), "at least 0", "num_processes")
+        check(self, lambda value: 0 < value < math.inf, "positive", "stop_within_s")
         if not self.out:
             raise ValueError("out is empty; it names the run's folder")
         if "bt" in self.stages[:-1]:
             raise ValueError(
                 f"stages={list(self.stages)}: bt leaves a reward model, which writes nothing; it comes last"
             )
-        if "grpo" in self.stages and self.rollout.temperature != 1:
-            raise ValueError(
-                f"rollout.temperature={self.rollout.temperature} must be 1 with the stage grpo: "
-                "the importance ratio is of log-probs at temperature 1; eval.temperature is free"
-            )
-        if self.grpo.exact_logprobs and self.model.dtype != "float32":
-            raise ValueError(f'grpo.exact_logprobs: needs model.dtype = "float32", got "{self.model.dtype}"')
-        if "grpo" in self.stages and self.grpo.overlong_buffer_tokens > self.rollout.max_completion_tokens:
-            raise ValueError(
-                f"grpo.overlong_buffer_tokens={self.grpo.overlong_buffer_tokens} is above "
-                f"rollout.max_completion_tokens={self.rollout.max_completion_tokens}"
-            )
+        self._check_role()
+        for stage in {"grpo", "rlhf"} & set(self.stages):
+            config = getattr(self, stage)
+            if self.rollout.temperature != 1:
+                raise ValueError(
+                    f"rollout.temperature={self.rollout.temperature} must be 1 with the stage {stage}: "
+                    "the importance ratio is of log-probs at temperature 1; eval.temperature is free"
+                )
+            if config.overlong_buffer_tokens > self.rollout.max_completion_tokens:
+                raise ValueError(
+                    f"{stage}.overlong_buffer_tokens={config.overlong_buffer_tokens} is above "
+                    f"rollout.max_completion_tokens={self.rollout.max_completion_tokens}"
+                )
+        for stage, config in (("grpo", self.grpo), ("rlhf", self.rlhf)):
+            if config.exact_logprobs and self.model.dtype != "float32":
+                raise ValueError(f'{stage}.exact_logprobs: needs model.dtype = "float32", got "{self.model.dtype}"')
         if "sft" in self.stages and self.mode == "pairwise" and self.data.source == "embedded":
             raise ValueError('mode = "pairwise": the embedded set has no pairwise judgments for the stage sft')
         is_group_of_one = self.mode == "pairwise" or self.grpo.group == "side"
-        if "grpo" in self.stages and is_group_of_one and self.rollout.num_rollouts < 2:
+        has_groups = "rlhf" in self.stages or ("grpo" in self.stages and is_group_of_one)
+        if has_groups and self.rollout.num_rollouts < 2:
             raise ValueError(
                 f"a group baseline needs at least 2 rollouts per context, got num_rollouts={self.rollout.num_rollouts}"
             )
+
+    def _check_role(self) -> None:
+        """Stages that go with what is trained."""
+        of_role = POLICY_STAGES if self.role == "policy" else ("sft", "grpo", "bt", "dpo")
+        for stage in self.stages:
+            if stage not in of_role:
+                other = "judge" if self.role == "policy" else "policy"
+                raise ValueError(f'stages: {stage} trains no {self.role}; set role = "{other}"')
+            config = getattr(self, stage)
+            goes_by_dev = self.role == "policy" and stage != "dpo" and (config.patience or config.keep == "best")
+            if goes_by_dev and self.data.source == "files" and not self.data.checker:
+                raise ValueError(f"{stage}.patience, {stage}.keep: go by data.checker; none is given")

@@ -18,7 +18,7 @@ from trainer.config import GrpoConfig, Recipe
 from trainer.data import noisy
 from trainer.distributed import World
 from trainer.learner import Learner, sharded_decoder
-from trainer.policy_loss import PolicyLoss
+from trainer.policy_loss import PolicyLoss, policy_leaf, update_on
 from trainer.replica import JudgeReplica
 from trainer.rewards import PairRollout, joined, rewarded, step_advantages, teaches
 from trainer.rollout_report import sample_records, step_report
@@ -28,10 +28,6 @@ from trainer.stage import count_steps, run_steps
 from trainer.token_tree import Leaf
 
 STAGE = "grpo"
-VALUES = ("advantage", "old_logprob", "weight")
-# How far rollout and trainer disagree: it shows before the first update of a step only.
-AGREEMENT = ("logprob_gap", "max_logprob_gap", "rollout_kl")
-
 Metrics = dict[str, float | list[int]]
 
 
@@ -114,7 +110,7 @@ def roll_out_until_full(
 def to_trees(
     rollouts: Sequence[PairRollout], advantage: Sequence[float], weight: Callable[[int], float]
 ) -> list[list[Leaf]]:
-    """One tree per pair. A judgment's advantage holds for all of its tokens: the reward on the last, undiscounted.
+    """One tree per pair.
 
     Args:
         advantage: of all judgments of the step, pair by pair.
@@ -127,17 +123,8 @@ def to_trees(
         own = advantage[rollout.index * num : (rollout.index + 1) * num]
         trees.append(
             [
-                Leaf(
-                    context,
-                    completion.token_ids,
-                    {
-                        "advantage": np.full(len(completion.token_ids), value, dtype=np.float32),
-                        "old_logprob": completion.logprobs,
-                        "weight": np.full(
-                            len(completion.token_ids), weight(len(completion.token_ids)), dtype=np.float32
-                        ),
-                    },
-                    f"pair {pair.id} of {pair.source}",
+                policy_leaf(
+                    context, completion, value, weight(len(completion.token_ids)), f"pair {pair.id} of {pair.source}"
                 )
                 for context, completion, value in zip(contexts, rollout.completions, own, strict=True)
             ]
@@ -197,19 +184,7 @@ def run_grpo(
             with phase("reward_s"):
                 trees, of_advantages = with_advantages(rollouts.trained, recipe, world)
             with phase("update_s"):
-                first_update = step.index * config.inner_epochs
-                updates = [
-                    learner.update(
-                        trees,
-                        loss.for_epoch(epoch),
-                        config.tokens_per_micro_batch,
-                        first_update + epoch,
-                        VALUES,
-                        config.exact_logprobs,
-                    )
-                    for epoch in range(config.inner_epochs)
-                ]
-                metrics = updates[-1] | {name: updates[0][name] for name in AGREEMENT}
+                metrics = update_on(trees, learner, loss, config, step.index)
         metrics |= step_report(rollouts.drawn, world) | of_advantages | rollouts.metrics
         num_context_tokens = sum(len(context) for rollout in rollouts.trained for context in rollout.contexts)
         num_tokens = world.sums({"n": num_context_tokens})["n"] + metrics["num_tokens"]

@@ -5,16 +5,53 @@ T loss entries of a micro-batch
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from kernels.grpo_loss import TokenLoss, grpo_loss
 from kernels.sequence_mean import sequence_mean
-from trainer.config import GrpoConfig
+from rollout.params import Completion
+from trainer.learner import Learner
 from trainer.logprobs import token_logprobs
-from trainer.token_tree import MicroBatch
+from trainer.stage_config import PolicyGradientConfig
+from trainer.token_tree import Leaf, MicroBatch
+
+VALUES = ("advantage", "old_logprob", "weight")
+# How far rollout and trainer disagree: it shows before the first update of a step only.
+AGREEMENT = ("logprob_gap", "max_logprob_gap", "rollout_kl")
+
+
+def policy_leaf(context: list[int], completion: Completion, advantage: float, weight: float, name: str) -> Leaf:
+    """A completion whose advantage holds for all of its tokens: the reward on the last, undiscounted."""
+    num_tokens = len(completion.token_ids)
+    values = {
+        "advantage": np.full(num_tokens, advantage, dtype=np.float32),
+        "old_logprob": completion.logprobs,
+        "weight": np.full(num_tokens, weight, dtype=np.float32),
+    }
+    return Leaf(context, completion.token_ids, values, name)
+
+
+def update_on(
+    trees: Sequence[Sequence[Leaf]], learner: Learner, loss: PolicyLoss, config: PolicyGradientConfig, step: int
+) -> dict[str, float]:
+    """The inner epochs of a step on its rollouts; returns the last one's metrics, and `AGREEMENT` of the first."""
+    updates = [
+        learner.update(
+            trees,
+            loss.for_epoch(epoch),
+            config.tokens_per_micro_batch,
+            step * config.inner_epochs + epoch,
+            VALUES,
+            config.exact_logprobs,
+        )
+        for epoch in range(config.inner_epochs)
+    ]
+    return updates[-1] | {name: updates[0][name] for name in AGREEMENT}
 
 
 @dataclass(slots=True)
@@ -30,7 +67,7 @@ class PolicyLoss:
     In a group without variance the advantage is 0, and the KL penalty is all that pulls.
     """
 
-    config: GrpoConfig
+    config: PolicyGradientConfig
     reference: torch.nn.Module | None  # of the KL penalty
     # (target_T, logprob_T) of each micro-batch before the step's first update
     _own: list[tuple[Tensor, Tensor]] = field(default_factory=list)
@@ -79,7 +116,7 @@ class PolicyLoss:
 
 
 def policy_loss(
-    config: GrpoConfig,
+    config: PolicyGradientConfig,
     logprob_T: Tensor,
     old_T: Tensor,
     advantage_T: Tensor,

@@ -1,4 +1,4 @@
-"""The whole model that judges: rollouts during training, and accuracy on pairs."""
+"""The whole model that is trained, on every rank: what it writes during training, and a judge's accuracy on pairs."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from trainer.live_weights import refuse_stale_weights, share_weights_
 from trainer.shared_rollout import SharedRollout
 
 
-class JudgeReplica:
+class Replica:
     """One engine on each rank, with the learner's weights of now: before each use they are compared, bit by bit.
 
-    One process that computes in float32 judges with the weights that it trains, in place; otherwise the engine has a
+    One process that computes in float32 runs the weights that it trains, in place; otherwise the engine has a
     copy, refreshed before each use. The engine is made when it is first used: a run that only imitates needs none.
     """
 
@@ -49,6 +49,10 @@ class JudgeReplica:
             learner.copy_weights_to_(decoder)
         refuse_stale_weights(decoder, learner.decoder, self.world)
         return self._engine
+
+
+class JudgeReplica(Replica):
+    """Judges pairs."""
 
     def judge(self, learner: Learner, pairs: Sequence[Pair], n: int, progress: str = "") -> list[Judged]:
         """n judgments of each side of the pairs (pairwise: of both together), drawn by all ranks.

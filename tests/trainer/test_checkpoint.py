@@ -14,7 +14,7 @@ from tests.tiny_runs import arguments, groups, records, save_checkpoint, setting
 from trainer.checkpoint import best_checkpoint, checkpoints, restore_
 from trainer.checkpoint_writer import CheckpointWriter
 from trainer.config import GrpoConfig, ModelConfig, OptimConfig
-from trainer.grpo import VALUES
+from trainer.policy_loss import VALUES
 from trainer.learner import Learner
 from trainer.main import main
 from trainer.mistakes import Halt

@@ -5,7 +5,7 @@ import torch
 
 from tests.tiny_runs import groups, recipe_of, settings
 from trainer.config import GrpoConfig, ModelConfig, OptimConfig
-from trainer.grpo import VALUES
+from trainer.policy_loss import VALUES
 from trainer.inputs import load_inputs
 from trainer.learner import Learner
 from trainer.live_weights import refuse_stale_weights

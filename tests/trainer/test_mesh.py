@@ -29,7 +29,7 @@ from rollout.weights import save_decoder
 from tests.tiny_runs import groups
 from trainer.config import GrpoConfig, ModelConfig, OptimConfig
 from trainer.distributed import world
-from trainer.grpo import VALUES
+from trainer.policy_loss import VALUES
 from trainer.learner import Learner
 from trainer.policy_loss import PolicyLoss
 

@@ -22,7 +22,7 @@ from tests.tiny_runs import groups, save_checkpoint
 from trainer.checkpoint import restore_
 from trainer.config import GrpoConfig, ModelConfig, OptimConfig
 from trainer.distributed import world
-from trainer.grpo import VALUES
+from trainer.policy_loss import VALUES
 from trainer.learner import Learner
 from trainer.policy_loss import PolicyLoss
 

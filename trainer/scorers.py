@@ -1,0 +1,236 @@
+"""Whose scores are a policy's rewards: a judge, a reward model, a checker or any function, in one form.
+
+A scorer takes the answers of a prompt as they are finished and gives all scores at the end. A score depends on the
+prompt and the answer alone (and on the run's seed), never on what it was scored beside, on the step or on the rank; so
+equal answers are scored once, and a run that resumes gets the scores that it would have got. (A user's function and an
+endpoint have to keep this themselves.) Weights are loaded once, whole on every rank, and never change.
+
+An endpoint judges while rollouts still go on. A model in this process begins when its rank has no prompt left, whether
+or not other ranks have: on one device two engines would take turns anyway, and need the memory of both; so the policy's
+keys and values are given back before the judge's are taken.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
+from numbers import Real
+from typing import Protocol
+
+import torch
+
+from patarm_core.par import Score
+from patarm_core.policy_rows import PolicyPrompt
+from rollout.chat import whole_chat
+from rollout.engine import EngineConfig
+from rollout.judge import Judge
+from rollout.questions import Judged, Question
+from rollout.scalar import load_scalar, score_all
+from rollout.vocabulary import load_tokenizer
+from trainer.checkers import Checker, load_function
+from trainer.rlhf_config import RewardConfig
+
+
+class ScorerFailure(Exception):
+    """Nothing can be scored: told in one line, and the run halts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """What one answer got. `error` says why there is no score."""
+
+    score: Score
+    error: str | None = None
+    text: str | None = None  # the first judgment, of a judge that writes
+
+
+class Scorer(Protocol):
+    def check(self, prompts: Sequence[PolicyPrompt]) -> None:
+        """ValueError, one line, if a prompt cannot be judged at all, such as one of a task without rubrics."""
+
+    def take(self, key: Hashable, prompt: PolicyPrompt, texts: Sequence[str]) -> None:
+        """Takes the answers to one prompt, and may begin with them. `key` is new since the last `finish`."""
+
+    def finish(self) -> dict[Hashable, list[Scored]]:
+        """The scores of all answers that were taken, by key and in order; gives the memory of a GPU back.
+
+        Raises:
+            ScorerFailure: there are none to be had.
+        """
+
+
+@dataclass
+class _Taking:
+    """Remembers what was taken, for scorers that score it all at the end."""
+
+    taken: dict[Hashable, tuple[PolicyPrompt, Sequence[str]]] = field(default_factory=dict, init=False)
+
+    def check(self, prompts: Sequence[PolicyPrompt]) -> None:
+        return
+
+    def take(self, key: Hashable, prompt: PolicyPrompt, texts: Sequence[str]) -> None:
+        self.taken[key] = prompt, texts
+
+    def _emptied(self) -> dict[Hashable, tuple[PolicyPrompt, Sequence[str]]]:
+        taken, self.taken = self.taken, {}
+        return taken
+
+
+@dataclass
+class CheckerScorer(_Taking):
+    """The true reward, where a program knows it."""
+
+    checker: Checker
+
+    def finish(self) -> dict[Hashable, list[Scored]]:
+        return {
+            key: [Scored(self.checker(prompt, text)) for text in texts]
+            for key, (prompt, texts) in self._emptied().items()
+        }
+
+
+@dataclass
+class FunctionScorer(_Taking):
+    """A function of the user's, in TRL's form: lists of prompts and completions in, a list of scores out."""
+
+    name: str
+    function: Callable
+
+    def finish(self) -> dict[Hashable, list[Scored]]:
+        taken = self._emptied()
+        asked = [(prompt, text) for prompt, texts in taken.values() for text in texts]
+        try:
+            found = list(
+                self.function(
+                    [prompt.prompt for prompt, _ in asked], [text for _, text in asked],
+                    task=[prompt.task for prompt, _ in asked], checks=[prompt.checks for prompt, _ in asked],
+                )
+            ) if asked else []  # fmt: skip
+        except Exception as error:  # whatever a user's function raises
+            raise ScorerFailure(f"rlhf.reward.function {self.name}: {type(error).__name__}: {error}") from error
+        if len(found) != len(asked):
+            raise ScorerFailure(
+                f"rlhf.reward.function {self.name}: gave {len(found)} scores for {len(asked)} completions; "
+                "expected one each, None where there is none"
+            )
+        scored = iter(map(self._scored, found))
+        return {key: [next(scored) for _ in texts] for key, (_, texts) in taken.items()}
+
+    def _scored(self, value: object) -> Scored:
+        if value is None:
+            return Scored(None, "the function gave None")
+        if isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value):
+            return Scored(float(value))
+        return Scored(None, f"the function gave {value!r}, not a finite number")
+
+
+class ScalarScorer(_Taking):
+    """The value that a reward model's head gives the whole chat."""
+
+    def __init__(self, path: str, dtype: torch.dtype, device: torch.device) -> None:
+        super().__init__()
+        self.decoder = load_scalar(path, dtype, device)
+        self.tokenizer = load_tokenizer(path)
+
+    def finish(self) -> dict[Hashable, list[Scored]]:
+        taken, limit = self._emptied(), self.decoder.config.max_position_embeddings
+        chats: dict[tuple[int, ...], int] = {}  # distinct ones, by their place
+        placed: dict[Hashable, list[tuple[int | None, str | None]]] = {}
+        for key, (prompt, texts) in taken.items():
+            placed[key] = []
+            for text in texts:
+                try:
+                    chat = tuple(whole_chat(self.tokenizer, prompt.prompt, text, f"prompt {prompt.id}"))
+                    if len(chat) > limit:
+                        raise ValueError(f"the chat has {len(chat)} tokens; the reward model's limit is {limit}")
+                    placed[key].append((chats.setdefault(chat, len(chats)), None))
+                except ValueError as error:
+                    placed[key].append((None, str(error)))
+        scores = score_all(self.decoder, list(chats))
+        return {
+            key: [
+                Scored(scores[place]) if error is None and math.isfinite(scores[place])
+                else Scored(None, error or "the reward model gave no finite number")
+                for place, error in places
+            ]
+            for key, places in placed.items()
+        }  # fmt: skip
+
+
+class JudgeScorer(_Taking):
+    """The mean score of m judgments (METHOD: sec. 6). Equal answers to a prompt share theirs."""
+
+    def __init__(self, judge: Judge, task: str = "") -> None:
+        super().__init__()
+        self.judge, self.task = judge, task
+
+    def check(self, prompts: Sequence[PolicyPrompt]) -> None:
+        tasks = self.judge.contexts.book.tasks
+        for prompt in prompts:
+            if (task := self.task or prompt.task) not in tasks:
+                raise ValueError(
+                    f"prompt {prompt.id} of {prompt.source}: task: there are no rubrics for {task!r}; there are for "
+                    f"{', '.join(tasks)} (rlhf.reward.prompt.rubrics_file), and rlhf.reward.task names one for all"
+                )
+
+    def finish(self) -> dict[Hashable, list[Scored]]:
+        questions: dict[tuple[int, ...], Question] = {}  # distinct ones, by context
+        placed: dict[Hashable, list[tuple[int, ...] | str]] = {}  # contexts, or why there is none
+        for key, (prompt, texts) in self._emptied().items():
+            placed[key] = []
+            for text in texts:
+                try:
+                    question = self.judge.ask(prompt.prompt, text, self.task or prompt.task, f"prompt {prompt.id}")
+                except ValueError as error:
+                    placed[key].append(str(error))
+                else:
+                    placed[key].append(context := tuple(question.contexts[0]))
+                    questions.setdefault(context, question)
+        scored = dict(zip(questions, map(_of_judged, self.judge.answers(questions.values())), strict=True))
+        if self.judge.engine.device.type == "cuda":
+            self.judge.engine.release_memory()  # keys and values would be in the way of an update
+        return {
+            key: [Scored(None, item) if isinstance(item, str) else scored[item] for item in items]
+            for key, items in placed.items()
+        }
+
+
+def _of_judged(judged: Judged) -> Scored:
+    if judged.score is None:
+        return Scored(None, f"none of {len(judged.texts)} judgments has a score", judged.texts[0])
+    return Scored(judged.score, None, judged.texts[0])
+
+
+def open_scorer(config: RewardConfig, checker: Checker | None, seed: int, device: torch.device) -> Scorer:
+    """The scorer that a recipe names, its weights loaded.
+
+    Raises:
+        ValueError: one line; a key that its kind needs is missing, or what it names cannot be opened.
+    """
+    needs = {"judge": "model", "scalar": "model", "callable": "function", "endpoint": "url"}
+    if (key := needs.get(config.kind)) and not getattr(config, key):
+        raise ValueError(f'rlhf.reward.{key}: missing; rlhf.reward.kind = "{config.kind}" needs it')
+    if config.kind == "checker":
+        if checker is None:
+            raise ValueError('data.checker: missing; rlhf.reward.kind = "checker" is that checker\'s score')
+        return CheckerScorer(checker)
+    if config.kind == "callable":
+        right = 'rlhf.reward.function is "module:function"'
+        return FunctionScorer(config.function, load_function(config.function, right))
+    if config.kind == "endpoint":
+        from trainer.endpoint_scorer import open_endpoint
+
+        return open_endpoint(config, seed)
+    dtype = getattr(torch, config.dtype)
+    if config.kind == "scalar":
+        return ScalarScorer(config.model, dtype, device)
+    judge = Judge.from_pretrained(
+        config.model, rubrics=config.prompt.rubrics, template=config.prompt.template,
+        rubrics_file=config.prompt.rubrics_file, max_context_tokens=config.prompt.max_context_tokens,
+        well_formed=config.well_formed, dtype=dtype, device=str(device),
+        engine_config=EngineConfig(max_rows=config.max_rows, kv_gib=config.kv_gib or None),
+        num_votes=config.votes, max_completion_tokens=config.max_completion_tokens, temperature=config.temperature,
+        seed=seed,
+    )  # fmt: skip
+    return JudgeScorer(judge, config.task)
