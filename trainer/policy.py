@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 from statistics import StatisticsError, correlation, fmean
 from time import perf_counter
 
+from kernels.philox import stream_seed
 from patarm_core.policy_rows import PolicyPrompt
 from rollout.chat import answered_chat
 from rollout.contexts import ContextBuilder
 from rollout.decoder import DecoderConfig
 from rollout.engine import Engine
 from rollout.params import SamplingParams
-from kernels.philox import stream_seed
 from trainer.checkers import Checker
 from trainer.config import Recipe
 from trainer.distributed import World

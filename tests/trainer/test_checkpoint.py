@@ -14,11 +14,10 @@ from tests.tiny_runs import arguments, groups, records, save_checkpoint, setting
 from trainer.checkpoint import best_checkpoint, checkpoints, restore_
 from trainer.checkpoint_writer import CheckpointWriter
 from trainer.config import GrpoConfig, ModelConfig, OptimConfig
-from trainer.policy_loss import VALUES
 from trainer.learner import Learner
 from trainer.main import main
 from trainer.mistakes import Halt
-from trainer.policy_loss import PolicyLoss
+from trainer.policy_loss import VALUES, PolicyLoss
 from trainer.run_folder import RunFolder
 
 OPTIM = OptimConfig(lr=1e-3, schedule="cosine", warmup_steps=2, weight_decay=0.01)

@@ -20,10 +20,9 @@ from rollout.weights import full_tensors, load_decoder
 from tests.tiny_runs import SMALL, arguments, groups, records, settings, train
 from trainer.config import GrpoConfig, ModelConfig, OptimConfig
 from trainer.distributed import World
-from trainer.policy_loss import VALUES
 from trainer.learner import Learner, learning_rate
 from trainer.logprobs import token_logprobs
-from trainer.policy_loss import PolicyLoss
+from trainer.policy_loss import VALUES, PolicyLoss
 from trainer.sft import negative_log_likelihood
 from trainer.token_tree import Leaf, MicroBatch, TokenTree
 

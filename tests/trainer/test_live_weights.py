@@ -5,12 +5,11 @@ import torch
 
 from tests.tiny_runs import groups, recipe_of, settings
 from trainer.config import GrpoConfig, ModelConfig, OptimConfig
-from trainer.policy_loss import VALUES
 from trainer.inputs import load_inputs
 from trainer.learner import Learner
 from trainer.live_weights import refuse_stale_weights
 from trainer.mistakes import Halt
-from trainer.policy_loss import PolicyLoss
+from trainer.policy_loss import VALUES, PolicyLoss
 from trainer.replica import JudgeReplica
 
 OPTIM = OptimConfig(lr=3e-2)

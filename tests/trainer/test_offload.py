@@ -7,10 +7,9 @@ from rollout.weights import full_tensors
 from tests.tiny_runs import groups, save_checkpoint
 from trainer.checkpoint import restore_
 from trainer.config import GrpoConfig, ModelConfig, OptimConfig
-from trainer.policy_loss import VALUES
 from trainer.learner import Learner
 from trainer.offload import OffloadedAdamW
-from trainer.policy_loss import PolicyLoss
+from trainer.policy_loss import VALUES, PolicyLoss
 
 POLICY = PolicyLoss(GrpoConfig(kl_coef=0.0), None)
 
