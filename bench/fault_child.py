@@ -25,8 +25,8 @@ import trainer.learner
 import trainer.run
 import trainer.stage
 from trainer.checkpoint_writer import CheckpointWriter
+from trainer.held_out import HeldOut
 from trainer.main import main
-from trainer.run import HeldOut
 from trainer.run_folder import RunFolder, Stopwatch
 from trainer.stage_log import StageLog
 

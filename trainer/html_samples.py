@@ -9,6 +9,7 @@ from html import escape
 from patarm_core.judgment import JUDGMENT_TAGS
 
 BOTH = "both responses"  # of a pairwise judgment
+ANSWER = "answer"  # of a policy
 MAX_STEPS = 12  # shown, the first and the last among them: at 4,096 tokens each, all of a run would be megabytes
 
 _TAG = re.compile(rf"&lt;/?(?:{'|'.join(JUDGMENT_TAGS)})&gt;")
@@ -53,21 +54,23 @@ def spread(items: Sequence, most: int) -> list:
 
 
 def _scores(sides: dict[str, dict]) -> str:
-    if BOTH in sides:
-        return _score(sides[BOTH])
+    for alone in (BOTH, ANSWER):
+        if alone in sides:
+            return _score(sides[alone])
     return " : ".join(_score(sides[side]) if side in sides else "-" for side in ("chosen", "rejected"))
 
 
 def _pair(name: str, sides: dict[str, dict]) -> str:
     prompt = next((row["prompt"] for row in sides.values() if row.get("prompt")), None)
     asked = f'<p class="label">prompt</p><pre class="judged">{escape(prompt)}</pre>' if prompt else ""
-    columns = "\n".join(_side(sides[side]) for side in ("chosen", "rejected", BOTH) if side in sides)
+    columns = "\n".join(_side(sides[side]) for side in ("chosen", "rejected", BOTH, ANSWER) if side in sides)
     return f'<div class="pair"><p class="label">{escape(name)}</p>{asked}\n<div class="sides">\n{columns}\n</div></div>'
 
 
 def _side(row: dict) -> str:
-    reward = row["reward"]
-    kind = "good" if reward > 0 else "bad" if reward < 0 else "muted"
+    reward = row.get("reward")
+    kind = "muted" if not reward else "good" if reward > 0 else "bad"
+    earned = "" if reward is None else f"reward {reward:+g}"
     error = f'<span class="bad">{escape(row["error"])} error</span>' if row.get("error") else ""
     response = row.get("response")
     shown = f'<p class="label">response</p><pre class="judged">{escape(response)}</pre>' if response else ""
@@ -75,7 +78,7 @@ def _side(row: dict) -> str:
     text = _TAG.sub(lambda match: f'<span class="tag">{match[0]}</span>', escape(row["judgment"]))
     return (
         f'<div><div class="verdict"><strong>{escape(row.get("side", BOTH))}</strong><span>{escape(verdict)}</span>'
-        f'<span class="{kind}">reward {reward:+g}</span>{error}</div>{shown}'
+        f'<span class="{kind}">{earned}</span>{error}</div>{shown}'
         f'<p class="label">judgment</p><pre>{text}</pre></div>'
     )
 

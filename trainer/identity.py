@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from patarm_core.pairs import judgment_to_json, pair_to_json
+from patarm_core.policy_rows import row_to_json
 from rollout.contexts import ContextBuilder
 from rollout.decoder import Decoder, DecoderConfig
 from trainer.config import Recipe
@@ -23,6 +24,7 @@ def run_identity(recipe: Recipe, data: RunData, contexts: ContextBuilder, model:
     """JSON that two processes of one run have in common, whatever their number, and that other runs do not."""
     rows = [judgment_to_json(row) for row in data.judgments]
     rows += [pair_to_json(pair) for pairs in (data.pairs, data.dev) for pair in pairs]
+    rows += [row_to_json(row) for kind in (data.responses, data.prompts, data.dev_prompts) for row in kind]
     identity = {
         "shapes": _shapes(model),
         "tokenizer": _tokenizer_hash(contexts.tokenizer),

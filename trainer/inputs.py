@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 
+import torch
 from transformers import PreTrainedTokenizerBase
 
 from patarm_core.judgment import JudgeMode, RubricSetting, judgment_tags, parse
@@ -14,12 +15,15 @@ from rollout.contexts import ContextBuilder, load_rubrics
 from rollout.decoder import DecoderConfig
 from rollout.vocabulary import load_tokenizer
 from trainer.bt import BradleyTerry
+from trainer.checkers import open_checker
 from trainer.config import JUDGE_STAGES, Recipe
 from trainer.data import RunData, load_data
 from trainer.dpo import DirectPreference
 from trainer.pair_stage import PairObjective
-from trainer.sft import sft_leaves
-from trainer.tiny import chat_texts, judge_texts, small_config, small_tokenizer
+from trainer.policy import Examiner, prompt_tokens
+from trainer.scorers import open_scorer
+from trainer.sft import response_leaves, sft_leaves
+from trainer.tiny import chat_texts, judge_texts, response_texts, small_config, small_tokenizer
 from trainer.token_tree import TILE, Leaf, TokenTree, room
 
 
@@ -29,28 +33,31 @@ class Inputs:
     tokenizer: PreTrainedTokenizerBase = field(repr=False)
     model_config: DecoderConfig
     contexts: ContextBuilder
-    judgments: list[Leaf] = field(repr=False)  # the rows of SFT, tokenized
+    imitated: list[Leaf] = field(repr=False)  # the rows of SFT, tokenized: judgments, or a policy's responses
     objectives: dict[str, PairObjective] = field(repr=False)  # of the stages that train on pairs without judging them
+    examiner: Examiner = field(default_factory=Examiner, repr=False)  # of a policy's answers
 
 
-def load_inputs(recipe: Recipe, model: str) -> Inputs:
+def load_inputs(recipe: Recipe, model: str, device: torch.device | None = None) -> Inputs:
     """Reads and checks all that the recipe names.
 
     Args:
         model: the Hugging Face directory to start from; empty: the small model, whose weights are not made here.
+        device: where a policy's judge is to be; the CPU.
 
     Raises:
         ValueError: one line that says what is wrong, and where.
     """
     book = load_rubrics(recipe.prompt.rubrics_file)
     data = load_data(recipe, book)
-    if "sft" in recipe.stages:
+    if "sft" in recipe.stages and recipe.role == "judge":
         _check_format(data.judgments, recipe.mode, recipe.prompt.rubrics)
     if model:
         tokenizer = load_tokenizer(model)
     else:
         is_chat = not {"bt", "dpo"}.isdisjoint(recipe.stages)
-        texts = judge_texts(data.judgments, recipe.prompt, book) or (chat_texts(data.pairs) if is_chat else [])
+        texts = judge_texts(data.judgments, recipe.prompt, book) or response_texts(data.responses)
+        texts = texts or (chat_texts(data.pairs) if is_chat else [])
         tokenizer = small_tokenizer(recipe.model.small.vocab_size, texts)
     kinds = {"bt": BradleyTerry, "dpo": DirectPreference}
     objectives = {stage: kinds[stage](recipe, tokenizer) for stage in recipe.stages if stage in kinds}
@@ -65,13 +72,52 @@ def load_inputs(recipe: Recipe, model: str) -> Inputs:
     if tokenizer.eos_token_id is None:
         raise ValueError(f"{model}: the tokenizer has no end token")
     contexts = ContextBuilder(tokenizer, recipe.prompt, book)
-    judgments = sft_leaves(data.judgments, contexts)
-    judged = _lengths(recipe, data, contexts, judgments, model_config)
+    if recipe.role == "policy":
+        imitated = response_leaves(data.responses, contexts)
+        judged = _lengths_of_policy(recipe, data, contexts, imitated, model_config)
+    else:
+        imitated = sft_leaves(data.judgments, contexts)
+        judged = _lengths(recipe, data, contexts, imitated, model_config)
     compared = _lengths_of_chats(recipe, data, objectives, model_config)
     for name, length, limit, key in chain(judged, compared):
         if length > limit:
             raise ValueError(f"{name} {length} tokens; {key} is {limit}")
-    return Inputs(data, tokenizer, model_config, contexts, judgments, objectives)
+    examiner = _examiner(recipe, data, device or torch.device("cpu")) if recipe.role == "policy" else Examiner()
+    return Inputs(data, tokenizer, model_config, contexts, imitated, objectives, examiner)
+
+
+def _examiner(recipe: Recipe, data: RunData, device: torch.device) -> Examiner:
+    """The checker and, where the stage rlhf needs it, whoever scores; weights are loaded here."""
+    name = recipe.data.checker or ("embedded" if recipe.data.source == "embedded" else "")
+    try:
+        checker = open_checker(name)
+    except ValueError as error:
+        raise ValueError(f"data.checker: {error}") from None
+    scorer = None
+    if "rlhf" in recipe.stages:
+        scorer = open_scorer(recipe.rlhf.reward, checker, recipe.seed, device)
+        scorer.check([*data.prompts, *data.dev_prompts, *data.held_out_prompts])
+    return Examiner(answer_after=recipe.rlhf.answer_after, checker=checker, scorer=scorer)
+
+
+def _lengths_of_policy(
+    recipe: Recipe, data: RunData, contexts: ContextBuilder, imitated: list[Leaf], model_config: DecoderConfig
+) -> Iterator[tuple[str, int, int, str]]:
+    """As `_lengths`, of what a policy imitates and answers."""
+    tiles, num_new = f"in whole tiles of {TILE}", recipe.rollout.max_completion_tokens
+    position_limit = model_config.max_position_embeddings, "the model's max_position_embeddings"
+    for leaf in imitated:
+        yield f"{leaf.name}: prompt and response make", len(leaf.context) + len(leaf.completion), *position_limit
+        limit = room(recipe.sft.tokens_per_micro_batch), f"sft.tokens_per_micro_batch {tiles}"
+        yield f"{leaf.name}: prompt and response make", len(leaf.path), *limit
+    for prompts in (data.prompts if "rlhf" in recipe.stages else [], data.dev_prompts, data.held_out_prompts):
+        for prompt in prompts:
+            name = f"prompt {prompt.id} of {prompt.source}: prompt and rollout.max_completion_tokens make"
+            length = len(prompt_tokens(contexts, prompt)) + num_new
+            yield name, length, *position_limit
+            if prompts is data.prompts:
+                limit = room(recipe.rlhf.tokens_per_micro_batch), f"rlhf.tokens_per_micro_batch {tiles}"
+                yield name, length - 1, *limit
 
 
 def _check_format(judgments: Sequence[Example], mode: JudgeMode, rubrics: RubricSetting) -> None:

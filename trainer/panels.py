@@ -34,7 +34,17 @@ PANELS = (
         "share of the reward's variance within groups",
         (("variance_share_format", "format"), ("variance_share_length", "length")),
     ),
-    Panel("tokens of a judgment", (("completion_tokens", "mean"),)),
+    Panel(
+        "a policy's answers, by the checker",
+        (("checker_score", "training prompts"), ("dev_all_right", "dev prompts, all right")),
+        True,
+    ),
+    Panel("a policy's answers, by its reward", (("score", "training prompts"), ("dev_score", "dev prompts"))),
+    Panel(
+        "reward against checker, Pearson's r",
+        (("score_correlation", "training prompts"), ("dev_score_correlation", "dev prompts")),
+    ),
+    Panel("tokens of a judgment or an answer", (("completion_tokens", "mean"),)),
     Panel("loss", (("loss", "per token"),)),
     Panel("rollout against trainer (nats per token)", (("logprob_gap", "log-prob gap"), ("kl", "KL to the start"))),
     Panel("gradient norm, before clipping", (("grad_norm", "global"),)),

@@ -42,9 +42,7 @@ class PromptSampling:
     def contexts(self, builder: ContextBuilder, prompt: PolicyPrompt) -> tuple[list[int], ...]:
         return (prompt_tokens(builder, prompt),)
 
-    def requests(
-        self, prompt: PolicyPrompt, contexts: Sequence[list[int]]
-    ) -> list[tuple[list[int], SamplingParams]]:
+    def requests(self, prompt: PolicyPrompt, contexts: Sequence[list[int]]) -> list[tuple[list[int], SamplingParams]]:
         seed = stream_seed(*self.stream, *prompt.key)
         params = SamplingParams(n=self.n, max_tokens=self.max_tokens, temperature=self.temperature, seed=seed)
         return [(context, params) for context in contexts]

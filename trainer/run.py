@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
 
-from eval.pair_accuracy import summary
-from eval.pairs_command import write_judgments
-from eval.tables import accuracy_table, task_table
 from rollout.contexts import read_text
 from rollout.mistakes import tell
 from rollout.vocabulary import load_tokenizer
@@ -23,15 +18,18 @@ from trainer.config import JUDGE_STAGES, Recipe
 from trainer.data import write_data
 from trainer.distributed import World, world
 from trainer.grpo import run_grpo
+from trainer.held_out import HeldOut, PolicyHeldOut
 from trainer.html_report import write_report
 from trainer.identity import run_identity
 from trainer.inputs import Inputs, load_inputs
 from trainer.learner import DTYPES, Learner
 from trainer.machine import machine
 from trainer.mistakes import Halt
-from trainer.pair_stage import PairObjective, run_on_pairs
-from trainer.replica import JudgeReplica
+from trainer.pair_stage import run_on_pairs
+from trainer.policy import PolicyReplica
+from trainer.replica import JudgeReplica, Replica
 from trainer.report import draw_curves, time_table
+from trainer.rlhf import run_rlhf
 from trainer.run_folder import RunFolder, write_text
 from trainer.sft import run_sft
 from trainer.stop import Leaving
@@ -73,9 +71,10 @@ def run(recipe: Recipe, start: float, agent: str = "") -> None:
         with here.agreed():
             if recipe.log.tensorboard:
                 check_tensorboard()
-            inputs = load_inputs(recipe, model)
-            if recipe.grpo.exact_logprobs and here.device.type != "cpu":
-                raise ValueError(f"grpo.exact_logprobs: is for a CPU; this run is on {here.device}")
+            inputs = load_inputs(recipe, model, here.device)
+            for name in ("grpo", "rlhf"):
+                if getattr(recipe, name).exact_logprobs and here.device.type != "cpu":
+                    raise ValueError(f"{name}.exact_logprobs: is for a CPU; this run is on {here.device}")
             folder.identity = run_identity(recipe, inputs.data, inputs.contexts, inputs.model_config)
             for stage in recipe.stages:
                 refuse_another_run(folder.checkpoints(stage), folder.identity)
@@ -99,9 +98,17 @@ def run(recipe: Recipe, start: float, agent: str = "") -> None:
             if untrained is None:
                 model = str(folder.model("initial"))
                 untrained = Learner(model, recipe.model, recipe.sft.optim, 1, here, head)
-            replica = JudgeReplica(recipe, inputs.model_config, inputs.contexts, here)
-            held_out = HeldOut(recipe, folder, inputs, replica, start)
-            if head is not None:
+            of_model = recipe, inputs.model_config, inputs.contexts, here
+            if recipe.role == "policy":
+                replica = PolicyReplica(*of_model, inputs.examiner)
+                held_out = PolicyHeldOut(recipe, folder, inputs, replica, start)
+            else:
+                replica = JudgeReplica(*of_model)
+                held_out = HeldOut(recipe, folder, inputs, replica, start)
+            if recipe.role == "policy":
+                if recipe.model.path:  # a random one has nothing to say
+                    held_out.measure("initial", untrained)
+            elif head is not None:
                 held_out.measure("initial", untrained, first)
             elif not recipe.stages or not set(JUDGE_STAGES).isdisjoint(recipe.stages):
                 held_out.measure("initial", untrained)
@@ -115,16 +122,18 @@ def run(recipe: Recipe, start: float, agent: str = "") -> None:
 
 
 def _run_stage(
-    stage: str, model: str, recipe: Recipe, folder: RunFolder, inputs: Inputs, replica: JudgeReplica, held_out: HeldOut
+    stage: str, model: str, recipe: Recipe, folder: RunFolder, inputs: Inputs, replica: Replica, held_out: HeldOut
 ) -> None:
     """Trains a stage from the directory `model`, measures it and exports it; the export is what marks it finished."""
-    objective = inputs.objectives.get(stage)
+    objective, data = inputs.objectives.get(stage), inputs.data
     if objective is not None:
-        learner = run_on_pairs(objective, recipe, folder, model, inputs.data, replica.world)
+        learner = run_on_pairs(objective, recipe, folder, model, data, replica.world)
     elif stage == "sft":
-        learner = run_sft(recipe, folder, model, inputs.judgments, inputs.data.dev, replica)
+        learner = run_sft(recipe, folder, model, inputs.imitated, data.dev_prompts or data.dev, replica)
+    elif stage == "rlhf":
+        learner = run_rlhf(recipe, folder, model, data.prompts, data.dev_prompts, replica)
     else:
-        learner = run_grpo(recipe, folder, model, inputs.data.pairs, inputs.data.dev, replica)
+        learner = run_grpo(recipe, folder, model, data.pairs, data.dev, replica)
     held_out.measure(stage, learner, objective)
     if folder.is_writer:
         # From where the stage began: one that was made in memory would be written with other settings.
@@ -137,57 +146,19 @@ def _run_stage(
     torch.cuda.empty_cache()
 
 
-class HeldOut:
-    """Results on the held-out pairs by model name, kept in report.json as they come in."""
-
-    def __init__(self, recipe: Recipe, folder: RunFolder, inputs: Inputs, replica: JudgeReplica, start: float) -> None:
-        self.recipe, self.folder, self.replica, self.start = recipe, folder, replica, start
-        self.pairs = inputs.data.held_out
-        file = folder.path / "report.json"
-        before = json.loads(read_text(file)) if file.is_file() else {}
-        self.results: dict[str, dict] = before.get("held_out", {})
-        self._measured: list[str] = before.get("measured", [])
-        if "rollout" in before:
-            replica.shared.load_state_dict(before["rollout"])
-        self._earlier_s = {name: before.get(name, 0.0) for name in ("wall_s", "cpu_s")}  # of a run that resumes
-
-    def spent(self) -> dict[str, float]:
-        """Wall and process CPU seconds of the run so far, this process."""
-        now = {"wall_s": time.perf_counter() - self.start, "cpu_s": time.process_time()}
-        return {name: self._earlier_s[name] + seconds for name, seconds in now.items()}
-
-    def measure(self, name: str, learner: Learner, objective: PairObjective | None = None) -> None:
-        """Measures the judge or, after a stage that trains another reward, that."""
-        if name in self._measured:
-            return
-        if self.pairs:
-            if objective is not None:
-                judged, votes = objective.scored(learner, self.pairs), [1]
-            else:
-                n, votes = self.recipe.eval.num_judgments, self.recipe.eval.votes
-                judged = self.replica.judge(learner, self.pairs, n, f"held-out, {name}")
-            self.results[name] = summary(judged, votes)
-        self._measured.append(name)
-        if self.folder.is_writer:
-            if self.pairs:
-                write_judgments(self.folder.path / "judgments" / f"{name}.jsonl", judged)
-            report = {"held_out": self.results, "measured": self._measured, **self.spent(), "machine": machine()}
-            report["rollout"] = self.replica.shared.state_dict()  # with which a stage without checkpoint begins
-            write_text(self.folder.path / "report.json", json.dumps(report, indent=1))
-
-
 def _report(recipe: Recipe, folder: RunFolder, held_out: HeldOut, model: str, here: World) -> None:
     records, results = folder.records("metrics.jsonl"), held_out.results
-    parts = ["## Held-out pairs", accuracy_table(results), "", task_table(results)] if results else []
+    parts = [held_out.table()] if results else []
     parts += ["", "## Time (median over steps)", time_table(records)] if records else []
     wall_s, cpu_s = held_out.spent().values()
     where = machine()
     parts += ["", f"{where['device']}, {where['threads']} threads, torch {where['torch']}, commit {where['commit']}."]
     parts += [f"Wall time {wall_s:.0f} s, process CPU time {cpu_s:.0f} s (rank 0 of {here.size})."]
-    if draw_curves(records, results, folder.path / "curves.png"):
+    is_judge = recipe.role == "judge"
+    if draw_curves(records, results if is_judge else {}, folder.path / "curves.png"):
         parts.append(f"Curves: {folder.path / 'curves.png'}")
-    parts += [f"The page of the run: {write_report(folder.path)}", f"The trained judge: {model}"]
-    if recipe.data.source == "embedded":
+    parts += [f"The page of the run: {write_report(folder.path)}", f"The trained {recipe.role}: {model}"]
+    if recipe.data.source == "embedded" and is_judge:
         parts += ["", REAL_WEIGHTS]
     text = "\n".join(parts) + "\n"
     write_text(folder.path / "report.md", text)  # last: with it, the run is complete

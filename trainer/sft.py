@@ -1,4 +1,4 @@
-"""Stage `sft`: cross-entropy on judgments, completions only."""
+"""Stage `sft`: cross-entropy on judgments, or on the responses that a policy imitates; completions only."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from patarm_core.pairs import Example, Pair
+from patarm_core.policy_rows import PolicyPrompt, ResponseExample
 from patarm_core.sampling import PairRandomSampler
+from rollout.chat import answered_chat
 from rollout.contexts import ContextBuilder
 from trainer.balance import my_share
 from trainer.config import Recipe
 from trainer.learner import Learner
+from trainer.policy import PolicyReplica
 from trainer.replica import JudgeReplica
 from trainer.run_folder import RunFolder
 from trainer.stage import count_steps, run_steps
@@ -33,6 +36,15 @@ def sft_leaves(examples: Sequence[Example], contexts: ContextBuilder) -> list[Le
     ]
 
 
+def response_leaves(examples: Sequence[ResponseExample], contexts: ContextBuilder) -> list[Leaf]:
+    """One per response that a policy is to imitate, as the assistant's turn of the chat."""
+    named = [(example, f"response {example.id} of {example.source}") for example in examples]
+    return [
+        Leaf(*answered_chat(contexts.tokenizer, example.prompt, example.response, name), name=name)
+        for example, name in named
+    ]
+
+
 def negative_log_likelihood(batch: MicroBatch, logprob_T: Tensor, entropy_T: Tensor) -> tuple[Tensor, dict]:
     return -logprob_T, {"entropy": entropy_T}
 
@@ -42,8 +54,8 @@ def run_sft(
     folder: RunFolder,
     model: str,
     leaves: Sequence[Leaf],
-    dev: Sequence[Pair],
-    replica: JudgeReplica,
+    dev: Sequence[Pair] | Sequence[PolicyPrompt],
+    replica: JudgeReplica | PolicyReplica,
 ) -> Learner:
     """Trains on judgments, each a tree of its own, from the Hugging Face directory `model`; returns the learner."""
     config, world = recipe.sft, replica.world

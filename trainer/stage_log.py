@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager
 from trainer.config import Recipe
 from trainer.distributed import World
 from trainer.failure_signs import FailureWatch, warning_line
+from trainer.over_optimisation import OverOptimisationWatch
 from trainer.run_folder import RunFolder
 from trainer.tensorboard_log import TensorboardLog
 
@@ -23,16 +24,17 @@ class StageLog(AbstractContextManager):
         folder.rewind(stage, first)
         kept = [r for r in folder.records("metrics.jsonl") if r["stage"] == stage] if folder.is_writer else []
         self.past: list[dict] = world.gather(kept)[0]
-        self._watch = FailureWatch(recipe.watch)
+        self._watches = (FailureWatch(recipe.watch), OverOptimisationWatch(recipe.watch))
         for record in self.past:
-            self._watch.see(record)
+            for watch in self._watches:
+                watch.see(record)
         is_drawn = recipe.log.tensorboard and folder.is_writer
         self._tensorboard = TensorboardLog(folder.path / "tensorboard" / stage, first) if is_drawn else None
 
     def write(self, step: int, metrics: dict, samples: Sequence[dict]) -> list[str]:
         """Logs one step; returns the lines of the warnings that begin or end with it."""
         record = {"stage": self._stage, "step": step, **metrics}
-        events = self._watch.see(record)
+        events = [event for watch in self._watches for event in watch.see(record)]
         self._folder.append("metrics.jsonl", record)
         self._folder.append("samples.jsonl", *samples)
         if events:

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 from patarm_core.judgment import ALL_TAGS
 from patarm_core.pairs import ChoiceExample, Example, Pair
+from patarm_core.policy_rows import ResponseExample
 from patarm_core.prompts import flatten, pairwise, pointwise
 from patarm_core.rubrics import RubricBook
 from rollout.contexts import PromptConfig
@@ -92,6 +93,11 @@ def judge_texts(examples: Sequence[Example], prompt: PromptConfig, book: RubricB
 def chat_texts(pairs: Sequence[Pair]) -> list[str]:
     """The texts that Bradley-Terry and DPO will read."""
     return [text for pair in pairs for text in (flatten(pair.prompt), pair.chosen, pair.rejected, _ROLES)]
+
+
+def response_texts(examples: Sequence[ResponseExample]) -> list[str]:
+    """The texts that a policy's SFT will read."""
+    return [text for row in examples for text in (flatten(row.prompt), row.response, _ROLES)]
 
 
 def small_tokenizer(vocab_size: int, texts: Sequence[str]) -> PreTrainedTokenizerFast:

@@ -1,0 +1,127 @@
+"""What each model of a run is worth on data that it was not trained on, kept in report.json as it comes in."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from statistics import fmean
+
+from eval.pair_accuracy import summary
+from eval.pairs_command import write_judgments
+from eval.tables import accuracy_table, markdown, task_table
+from patarm_core.stats import bootstrap_interval
+from rollout.contexts import read_text
+from rollout.text_files import record_line
+from trainer.config import Recipe
+from trainer.inputs import Inputs
+from trainer.learner import Learner
+from trainer.machine import machine
+from trainer.pair_stage import PairObjective
+from trainer.policy import Answer, PolicyReplica, answer_metrics
+from trainer.replica import JudgeReplica, Replica
+from trainer.run_folder import RunFolder, write_text
+
+
+class HeldOut:
+    """Results of a judge on the held-out pairs, by model name."""
+
+    key = "held_out"  # in report.json
+
+    def __init__(self, recipe: Recipe, folder: RunFolder, inputs: Inputs, replica: Replica, start: float) -> None:
+        self.recipe, self.folder, self.replica, self.start = recipe, folder, replica, start
+        self.data = inputs.data
+        file = folder.path / "report.json"
+        before = json.loads(read_text(file)) if file.is_file() else {}
+        self.results: dict[str, dict] = before.get(self.key, {})
+        self._measured: list[str] = before.get("measured", [])
+        if "rollout" in before:
+            replica.shared.load_state_dict(before["rollout"])
+        self._earlier_s = {name: before.get(name, 0.0) for name in ("wall_s", "cpu_s")}  # of a run that resumes
+
+    def spent(self) -> dict[str, float]:
+        """Wall and process CPU seconds of the run so far, this process."""
+        now = {"wall_s": time.perf_counter() - self.start, "cpu_s": time.process_time()}
+        return {name: self._earlier_s[name] + seconds for name, seconds in now.items()}
+
+    def measure(self, name: str, learner: Learner, objective: PairObjective | None = None) -> None:
+        """Measures what was trained or, after a stage that trains another reward, that."""
+        if name in self._measured:
+            return
+        self._measure(name, learner, objective)
+        self._measured.append(name)
+        if self.folder.is_writer:
+            report = {self.key: self.results, "measured": self._measured, **self.spent(), "machine": machine()}
+            report["rollout"] = self.replica.shared.state_dict()  # with which a stage without checkpoint begins
+            write_text(self.folder.path / "report.json", json.dumps(report, indent=1))
+
+    def _measure(self, name: str, learner: Learner, objective: PairObjective | None) -> None:
+        if not (pairs := self.data.held_out):
+            return
+        if objective is not None:
+            judged, votes = objective.scored(learner, pairs), [1]
+        else:
+            assert isinstance(self.replica, JudgeReplica)
+            n, votes = self.recipe.eval.num_judgments, self.recipe.eval.votes
+            judged = self.replica.judge(learner, pairs, n, f"held-out, {name}")
+        self.results[name] = summary(judged, votes)
+        if self.folder.is_writer:
+            write_judgments(self.folder.path / "judgments" / f"{name}.jsonl", judged)
+
+    def table(self) -> str:
+        """Markdown; empty where nothing was measured."""
+        if not self.results:
+            return ""
+        return "\n".join(["## Held-out pairs", accuracy_table(self.results), "", task_table(self.results)])
+
+
+class PolicyHeldOut(HeldOut):
+    """Results of a policy that answers the held-out prompts."""
+
+    key = "held_out_prompts"
+
+    def _measure(self, name: str, learner: Learner, objective: PairObjective | None) -> None:
+        if not (prompts := self.data.held_out_prompts):
+            return
+        assert isinstance(self.replica, PolicyReplica)
+        n = self.recipe.eval.num_judgments
+        answers = self.replica.answers(learner, prompts, n, f"held-out, {name}")
+        self.results[name] = policy_summary(answers, [prompt.task for prompt in prompts])
+        if self.folder.is_writer:
+            lines = [
+                record_line(
+                    {"source": prompt.source, "id": prompt.id, "response": answer.text, "checked": answer.checked}
+                )
+                for prompt, group in zip(prompts, answers, strict=True)
+                for answer in group
+            ]
+            write_text(self.folder.path / "answers" / f"{name}.jsonl", "".join(lines))
+
+    def table(self) -> str:
+        if not self.results:
+            return ""
+        tasks = sorted({task for result in self.results.values() for task in result["by_task"]})
+        rows = [["policy", "checker", "95 % interval", "all right", "reward", "tokens", "cut", *tasks]]
+        for name, result in self.results.items():
+            interval = f"{result['low']:.1%} - {result['high']:.1%}" if "low" in result else "-"
+            shares = [_share(result.get(key)) for key in ("accuracy", "all_right")]
+            score = f"{result['score']:.2f}" if "score" in result else "-"
+            row = [name, shares[0], interval, shares[1], score, f"{result['completion_tokens']:.0f}"]
+            row += [_share(result["cut_short_rate"]), *(_share(result["by_task"].get(task)) for task in tasks)]
+            rows.append(row)
+        return "## Held-out prompts\n" + markdown(rows)
+
+
+def policy_summary(answers: Sequence[Sequence[Answer]], tasks: Sequence[str]) -> dict:
+    """`answer_metrics` of all answers, the checker's interval over prompts (bootstrap), and its mean by task."""
+    result: dict = {**answer_metrics(answers), "num_prompts": len(answers), "by_task": {}}
+    if "accuracy" in result:
+        means = [fmean(answer.checked for answer in group) for group in answers]
+        result["low"], result["high"] = bootstrap_interval(means, seed=0)
+        for task in sorted(set(tasks)):
+            result["by_task"][task] = fmean(m for m, of in zip(means, tasks, strict=True) if of == task)
+    return result
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1%}"
