@@ -1,0 +1,284 @@
+"""Stage `rlhf`: a policy's steps by hand, and tiny runs of it."""
+
+import json
+import shutil
+
+import pytest
+
+from patarm_core.policy_rows import PolicyPrompt
+from rollout.contexts import PromptConfig
+from rollout.judge import Judge
+from tests import tiny_runs
+from trainer import rlhf
+from trainer.checkers import open_checker
+from trainer.endpoint_scorer import EndpointScorer
+from trainer.main import main
+from trainer.mistakes import Halt
+from trainer.policy import Answer, answer_metrics, answer_text
+from trainer.rlhf_config import RewardConfig, RlhfConfig
+from trainer.scorers import FunctionScorer, JudgeScorer, Scored, ScorerFailure, open_scorer
+
+
+def answer(score: float | None, num_tokens: int = 4, checked: float | None = None) -> Answer:
+    return Answer("text", num_tokens, False, checked, Scored(score, None if score is not None else "why"))
+
+
+def prompt(number: int) -> PolicyPrompt:
+    return PolicyPrompt(prompt=f"Say something, {number}.", source="here", id=str(number))
+
+
+# What recipes of these tests name as tests.trainer.test_rlhf:NAME.
+def by_length(prompts, completions, **_columns) -> list[float]:
+    return [float(len(text)) for text in completions]
+
+
+def never(prompts, completions, **_columns) -> list[None]:
+    return [None] * len(completions)
+
+
+def has_a_good(prompt, response, checks) -> float:
+    return float(checks["word"] in response)
+
+
+def test_an_unscored_answer_has_no_advantage_or_is_left_out():
+    answers = [[answer(8.0), answer(None), answer(6.0)], [answer(5.0), answer(5.0), answer(None)]]
+    groups, metrics = rlhf.step_groups(answers, RlhfConfig(advantage="dr_grpo"), 9)
+    assert groups[0] == [(1.0, 1 / 24), (0.0, 1 / 24), (-1.0, 1 / 24)]
+    assert [value for value, _ in groups[1]] == [0.0] * 3
+    assert (metrics["reward"], metrics["zero_advantage_groups"], metrics["unscored_groups"]) == (6.0, 1, 0)
+    groups, _ = rlhf.step_groups(answers, RlhfConfig(advantage="dr_grpo", unscored="drop"), 9)
+    assert groups == [[(1.0, 1 / 16), None, (-1.0, 1 / 16)], [(0.0, 1 / 16), (0.0, 1 / 16), None]]
+
+
+def test_a_judge_that_never_answers_halts_the_run():
+    with pytest.raises(Halt, match="no answer of the step has a score; the first: why"):
+        rlhf.step_groups([[answer(None), answer(None)]], RlhfConfig(), 9)
+    with pytest.raises(Halt, match="two answers with a score"):
+        rlhf.step_groups([[answer(None), answer(3.0)]], RlhfConfig(unscored="drop"), 9)
+
+
+def test_what_runs_into_the_limit_loses_reward():
+    config = RlhfConfig(advantage="dr_grpo", overlong_buffer_tokens=4)
+    ((first, second),), _ = rlhf.step_groups([[answer(5.0, 2), answer(5.0, 8)]], config, 8)
+    assert (first[0], second[0]) == (0.5, -0.5)
+
+
+def test_metrics_of_answers():
+    metrics = answer_metrics([[answer(1.0, 4, 0.0), answer(3.0, 6, 1.0)], [answer(None, 2, 1.0), answer(2.0, 4, 0.5)]])
+    assert metrics == pytest.approx(
+        {
+            "completion_tokens": 4.0, "cut_short_rate": 0.0, "accuracy": 0.625, "all_right": 0.5,
+            "unscored_rate": 0.25, "score": 2.0, "score_correlation": 1.0,
+        }
+    )  # fmt: skip
+    assert "score_correlation" not in answer_metrics([[answer(1.0, 1, 0.5), answer(1.0, 1, 0.7)]])  # r is undefined
+    assert answer_text("<think>a</think>\n\n b", "</think>") == "b" and answer_text("a", "</think>") == "a"
+
+
+def test_a_functions_scores_are_read_and_its_mistakes_told():
+    scorer = FunctionScorer("f", by_length)
+    scorer.take("a", prompt(0), ["x", "xyz"])
+    scorer.take("b", prompt(1), [""])
+    assert scorer.finish() == {"a": [Scored(1.0), Scored(3.0)], "b": [Scored(0.0)]}
+    assert scorer.finish() == {}
+    for function, problem in (
+        (lambda p, c, **_: [1.0], "gave 1 scores for 2"),
+        (lambda p, c, **_: 1 / 0, "ZeroDivisionError"),
+    ):
+        scorer = FunctionScorer("f", function)
+        scorer.take("a", prompt(0), ["x", "y"])
+        with pytest.raises(ScorerFailure, match=problem):
+            scorer.finish()
+    scorer = FunctionScorer("f", lambda p, c, **_: [float("nan"), None, True])
+    scorer.take("a", prompt(0), ["x", "y", "z"])
+    assert [item.score for item in scorer.finish()["a"]] == [None] * 3
+
+
+def test_a_judges_scores_are_those_that_it_gives_alone(tiny_judge, tiny_files):
+    asked = {"rubrics": "primary", "template": "bare", "rubrics_file": str(tiny_files["prompt.rubrics_file"])}
+    judge = Judge.from_pretrained(tiny_judge, **asked, num_votes=3, max_completion_tokens=24, seed=5)
+    texts = ["A good tea.", "A bad tea.", "A good tea.", "word " * 400]
+    scorer = JudgeScorer(judge, "chat")
+    scorer.take("late", prompt(1), texts[:2])
+    scorer.take("first", prompt(0), texts)
+    found = scorer.finish()
+    for key, number, some in (("first", 0, texts), ("late", 1, texts[:2])):
+        alone = judge.score([prompt(number).prompt] * len(some), some)
+        assert [None if s.score is None else float(s.score) for s in found[key]] == alone
+    assert found["first"][3].score is None and "tokens" in found["first"][3].error
+    assert found["first"][0] is found["first"][2]  # judged once
+    with pytest.raises(ValueError, match="there are no rubrics for 'math'"):
+        JudgeScorer(judge, "math").check([prompt(0)])
+    config = RewardConfig(
+        model=str(tiny_judge), votes=3, max_completion_tokens=24, prompt=PromptConfig(**asked), task="chat"
+    )
+    opened = open_scorer(config, None, 5, judge.engine.device)
+    opened.take("late", prompt(1), texts[:2])
+    assert opened.finish()["late"] == found["late"]
+
+
+def test_any_judge_of_evaluation_scores_in_the_background():
+    from eval.judges.judge import Drawn
+
+    class Lengths:
+        name, mode, fingerprint = "lengths", "pointwise", ""
+
+        def judge(self, questions, votes):
+            for number, question in reversed(list(enumerate(questions))):
+                score = float(len(question.responses[0])) or None
+                yield number, [Drawn(score=score, error=None if score else "empty", text="said")] * votes
+
+    scorer = EndpointScorer(Lengths(), votes=2, task="", num_threads=2)
+    for number in range(5):
+        scorer.take(number, prompt(number), ["x" * number, "x", "x" * number])
+    found = scorer.finish()
+    assert [[s.score for s in found[n]] for n in range(1, 5)] == [[n, 1, n] for n in range(1, 5)]
+    assert found[0][0] == Scored(None, "empty", "said")
+
+
+@pytest.mark.parametrize(
+    ("config", "problem"),
+    [
+        ({"kind": "judge"}, 'rlhf.reward.model: missing; rlhf.reward.kind = "judge" needs it'),
+        ({"kind": "checker"}, "data.checker: missing"),
+        ({"kind": "callable", "function": "json:nothing"}, "cannot be imported"),
+        ({"kind": "callable", "function": "json"}, "is not a function"),
+        ({"kind": "endpoint", "url": "http://127.0.0.1:1/v1"}, "rlhf.reward.model: missing"),
+    ],
+)
+def test_a_reward_that_is_not_there(config, problem):
+    with pytest.raises(ValueError, match=problem):
+        open_scorer(RewardConfig(**config), None, 0, None)
+
+
+def test_checkers():
+    assert open_checker("") is None
+    embedded = PolicyPrompt(prompt="Work out a) 1+1 b) 2+2", source="s", id="0")
+    assert open_checker("embedded")(embedded, "a) 2; b) 5.") == 0.5
+    with pytest.raises(ValueError, match="expected a number from 0 to 1"):
+        open_checker("tests.trainer.test_rlhf:by_length")(embedded, "x")
+
+
+@pytest.fixture
+def job(tiny_files, tiny_judge, tmp_path):
+    """A policy that is the tiny judge, which answers a prompt somehow, judged by the tiny judge."""
+    rows = [{"prompt": f"Which is good, {i}?", "id": i, "checks": {"word": "so"}} for i in range(9)]
+    return {
+        "role": "policy", "stages": ["rlhf"], "model.path": tiny_judge, "out": tmp_path / "run",
+        "data.prompts": tiny_runs.write_jsonl(tmp_path / "prompts.jsonl", rows[:4]),
+        "data.dev_prompts": tiny_runs.write_jsonl(tmp_path / "dev.jsonl", rows[4:6]),
+        "data.held_out_prompts": tiny_runs.write_jsonl(tmp_path / "held_out.jsonl", rows[6:]),
+        "data.checker": "tests.trainer.test_rlhf:has_a_good",
+        "rollout.num_rollouts": 3, "rollout.max_completion_tokens": 8,
+        "eval.num_judgments": 2, "eval.votes": [1], "eval.num_dev_judgments": 2,
+        "rlhf.steps": 3, "rlhf.prompts_per_step": 2, "rlhf.tokens_per_micro_batch": 512, "rlhf.dev_every": 2,
+        "rlhf.checkpoint_every": 1, "rlhf.optim.lr": 1e-3, "rlhf.inner_epochs": 2,
+        "rlhf.reward.model": tiny_judge, "rlhf.reward.votes": 2, "rlhf.reward.max_completion_tokens": 24,
+        "rlhf.reward.prompt.rubrics": "primary", "rlhf.reward.prompt.template": "bare",
+        "rlhf.reward.prompt.rubrics_file": tiny_files["prompt.rubrics_file"],
+    }  # fmt: skip
+
+
+def without_times(rows: list[dict]) -> list[dict]:
+    return [{k: v for k, v in row.items() if k != "tokens_per_s" and not k.endswith("_s")} for row in rows]
+
+
+def test_a_run_that_is_killed_while_it_judges_ends_as_one_that_was_not(job, tmp_path, monkeypatch):
+    tiny_runs.train(job)
+    whole = without_times(tiny_runs.records(tmp_path / "run"))
+    assert [row["step"] for row in whole] == [1, 2, 3]
+    for row in whole:
+        assert row.keys() >= {
+            "reward", "score", "checker_score", "kl", "entropy", "completion_tokens", "cut_short_rate",
+            "unscored_rate", "unscored_groups", "zero_advantage_share", "prompts_by_rank", "logprob_gap",
+        }  # fmt: skip
+        assert row["logprob_gap"] < 1e-5
+    assert [name for name in ("dev_accuracy", "dev_score", "dev_completion_tokens") if name in whole[1]] != []
+    assert "dev_accuracy" not in whole[0] and "dev_accuracy" in whole[2]
+    report = json.loads((tmp_path / "run" / "report.json").read_text())["held_out_prompts"]
+    assert report.keys() == {"initial", "rlhf"} and report["rlhf"]["num_prompts"] == 3
+    assert "## Held-out prompts" in (tmp_path / "run" / "report.md").read_text()
+    assert (tmp_path / "run" / "report.html").is_file()
+    num_calls, real = 0, JudgeScorer.finish
+
+    def finish(self):
+        nonlocal num_calls
+        num_calls += 1
+        if num_calls == 3:  # the held-out prompts, step 1, step 2
+            raise KeyboardInterrupt
+        return real(self)
+
+    cut = tmp_path / "cut"
+    with monkeypatch.context() as patch:
+        patch.setattr(JudgeScorer, "finish", finish)
+        assert main(tiny_runs.arguments(job | {"out": cut})) != 0
+    assert len(tiny_runs.records(cut)) == 1
+    tiny_runs.train(job | {"out": cut, "resume": True})
+    assert without_times(tiny_runs.records(cut)) == whole
+    assert tiny_runs.records(cut, "samples.jsonl") == tiny_runs.records(tmp_path / "run", "samples.jsonl")
+    for file in ("models/rlhf/model.safetensors", "answers/rlhf.jsonl"):
+        assert (cut / file).read_bytes() == (tmp_path / "run" / file).read_bytes()
+    shutil.rmtree(cut)
+
+
+def test_a_reward_that_says_nothing_halts_with_one_line(job, capsys):
+    silent = {"rlhf.reward.kind": "callable", "rlhf.reward.function": "tests.trainer.test_rlhf:never"}
+    assert main(tiny_runs.arguments(job | silent | {"data.dev_prompts": "", "rlhf.dev_every": 0})) == 1
+    assert "no answer of the step has a score; the first: the function gave None" in capsys.readouterr().err
+
+
+def test_a_policy_learns_what_is_rewarded(job, tmp_path):
+    """Longer answers earn more, and nothing holds it back."""
+    more = {"rlhf.reward.kind": "callable", "rlhf.reward.function": "tests.trainer.test_rlhf:by_length"}
+    more |= {"rlhf.steps": 12, "rlhf.dev_every": 0, "rlhf.checkpoint_every": 0, "rlhf.kl_coef": 0.0}
+    tiny_runs.train(job | more | {"data.held_out_prompts": "", "rlhf.optim.lr": 1e-2, "rollout.num_rollouts": 6})
+    rewards = [row["reward"] for row in tiny_runs.records(tmp_path / "run")]
+    assert sum(rewards[-3:]) > 1.1 * sum(rewards[:3])
+
+
+def test_a_policy_imitates_then_prefers_then_is_rewarded(tmp_path):
+    """The three stages of a policy over the embedded set, from nothing."""
+    small = {f"model.small.{key}": value for key, value in tiny_runs.SMALL.items()}
+    counts = {"num_responses": 40, "num_prompts": 4, "num_dev": 2, "num_held_out": 3}
+    tiny_runs.train(
+        small | {f"data.embedded_policy.{key}": value for key, value in counts.items()} | {
+            "out": tmp_path / "run", "role": "policy", "stages": ["sft", "dpo", "rlhf"], "data.source": "embedded",
+            "rollout.num_rollouts": 2, "rollout.max_completion_tokens": 8, "eval.votes": [1], "eval.num_judgments": 1,
+            "sft.steps": 2, "sft.rows_per_step": 8, "sft.dev_every": 2, "dpo.steps": 1, "dpo.pairs_per_step": 2,
+            "dpo.dev_every": 1, "rlhf.steps": 1, "rlhf.prompts_per_step": 2, "rlhf.reward.kind": "checker",
+        }
+    )  # fmt: skip
+    assert [row["stage"] for row in tiny_runs.records(tmp_path / "run")] == ["sft", "sft", "dpo", "rlhf"]
+    results = json.loads((tmp_path / "run" / "report.json").read_text())["held_out_prompts"]
+    assert list(results) == ["sft", "dpo", "rlhf"] and all("low" in result for result in results.values())
+    names = {"responses", "prompts", "pairs", "dev", "dev_prompts", "held_out_prompts"}
+    assert {file.stem for file in (tmp_path / "run" / "data").iterdir()} == names
+
+
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        ({"stages": ["grpo"]}, 'stages: grpo trains no policy; set role = "judge"'),
+        ({"role": "judge"}, 'stages: rlhf trains no judge; set role = "policy"'),
+        ({"rollout.temperature": 0.7}, "rollout.temperature=0.7 must be 1 with the stage rlhf"),
+        ({"rollout.num_rollouts": 1}, "a group baseline needs at least 2 rollouts"),
+        ({"data.prompts": ""}, "data.prompts: no file is given"),
+        ({"data.checker": "", "rlhf.keep": "best"}, "rlhf.patience, rlhf.keep: go by data.checker"),
+    ],
+)
+def test_settings_that_do_not_go_together(job, capsys, settings, problem):
+    assert main(tiny_runs.arguments(job | settings)) == 1
+    assert problem in capsys.readouterr().err
+
+
+def test_rows_that_are_wrong(job, tmp_path, capsys):
+    same = tiny_runs.write_jsonl(tmp_path / "same.jsonl", [{"prompt": "Which is good, 0?", "id": 99}])
+    twice = tiny_runs.write_jsonl(tmp_path / "twice.jsonl", [{"prompt": "a", "id": 1}, {"prompt": "b", "id": 1}])
+    empty = tiny_runs.write_jsonl(tmp_path / "empty.jsonl", [{"prompt": " "}])
+    for key, file, problem in (
+        ("data.held_out_prompts", same, "prompt 99 of same: is trained on"),
+        ("data.prompts", twice, "twice.jsonl: '1' of source 'twice' occurs twice"),
+        ("data.prompts", empty, "empty.jsonl:1: prompt: is empty"),
+    ):
+        assert main(tiny_runs.arguments(job | {key: file})) == 1
+        assert problem in capsys.readouterr().err
