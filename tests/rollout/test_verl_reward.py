@@ -1,0 +1,50 @@
+"""The reward function as verl calls it, against a live server."""
+
+import pytest
+
+from patarm_core.rubrics import default_rubrics
+from rollout.contexts import ContextBuilder, PromptConfig
+from rollout.judge import Judge
+from rollout.verl_reward import compute_score
+from tests import models
+from tests.fake_engine import FakeEngine
+from tests.live_server import live_server
+
+pytest.importorskip("httpx", reason="the extra `test` has it")
+pytest.importorskip("uvicorn", reason="the extra `serve` has it")
+
+TOKENIZER = models.tokenizer()
+EXTRA = {"prompt": [{"role": "user", "content": "Why?"}], "task": "math", "index": 3}
+
+
+@pytest.fixture(scope="module")
+def url():
+    """A judge that scores 5, 6, 7, … and nothing of a response that is mute."""
+
+    def says(context, params, sample) -> str:
+        return "hm <answer></answer>" if "mute" in TOKENIZER.decode(context) else f"so <answer>{sample + 5}</answer>"
+
+    engine = FakeEngine(TOKENIZER, says, 4096, 0.0)
+    contexts = ContextBuilder(TOKENIZER, PromptConfig(template="bare"), default_rubrics())
+    with live_server(Judge(engine=engine, contexts=contexts)) as server:
+        yield server.url
+
+
+def test_the_score_is_the_mean_of_the_votes(url):
+    call = {"data_source": "mine", "solution_str": "So.", "ground_truth": None, "extra_info": EXTRA}
+    assert compute_score(**call, url=url, votes=3) == 6.0
+    assert compute_score(**call, url=url + "/") == 5.0
+
+
+def test_what_has_no_score_is_not_a_zero(url):
+    with pytest.raises(ValueError, match="a row of mine: no judgment of the response has a score"):
+        compute_score("mine", "mute", "", EXTRA, url=url)
+
+
+def test_mistakes_are_told(url):
+    with pytest.raises(ValueError, match="extra_info.prompt: missing"):
+        compute_score("mine", "So.", "", {}, url=url)
+    with pytest.raises(RuntimeError, match="400.*task"):
+        compute_score("mine", "So.", "", EXTRA | {"task": "cooking"}, url=url)
+    with pytest.raises(RuntimeError, match="http://127.0.0.1:9"):
+        compute_score("mine", "So.", "", EXTRA, url="http://127.0.0.1:9")
