@@ -40,6 +40,10 @@ def has_a_good(prompt, response, checks) -> float:
     return float(checks["word"] in response)
 
 
+def above_one(prompt, response, checks) -> float:
+    return 5.0
+
+
 def test_an_unscored_answer_has_no_advantage_or_is_left_out():
     answers = [[answer(8.0), answer(None), answer(6.0)], [answer(5.0), answer(5.0), answer(None)]]
     groups, metrics = rlhf.step_groups(answers, RlhfConfig(advantage="dr_grpo"), 9)
@@ -156,7 +160,7 @@ def test_checkers():
     embedded = PolicyPrompt(prompt="Work out a) 1+1 b) 2+2", source="s", id="0")
     assert open_checker("embedded")(embedded, "a) 2; b) 5.") == 0.5
     with pytest.raises(ValueError, match="expected a number from 0 to 1"):
-        open_checker("tests.trainer.test_rlhf:by_length")(embedded, "x")
+        open_checker("tests.trainer.test_rlhf:above_one")(embedded, "x")
 
 
 @pytest.fixture
@@ -192,7 +196,7 @@ def test_a_run_that_is_killed_while_it_judges_ends_as_one_that_was_not(job, tmp_
             "reward", "score", "checker_score", "kl", "entropy", "completion_tokens", "cut_short_rate",
             "unscored_rate", "unscored_groups", "zero_advantage_share", "prompts_by_rank", "logprob_gap",
         }  # fmt: skip
-        assert row["logprob_gap"] < 1e-5
+        assert row["logprob_gap"] < 1e-4
     assert [name for name in ("dev_accuracy", "dev_score", "dev_completion_tokens") if name in whole[1]] != []
     assert "dev_accuracy" not in whole[0] and "dev_accuracy" in whole[2]
     report = json.loads((tmp_path / "run" / "report.json").read_text())["held_out_prompts"]
@@ -227,25 +231,35 @@ def test_a_reward_that_says_nothing_halts_with_one_line(job, capsys):
     assert "no answer of the step has a score; the first: the function gave None" in capsys.readouterr().err
 
 
-def test_a_policy_learns_what_is_rewarded(job, tmp_path):
-    """Longer answers earn more, and nothing holds it back."""
-    more = {"rlhf.reward.kind": "callable", "rlhf.reward.function": "tests.trainer.test_rlhf:by_length"}
-    more |= {"rlhf.steps": 12, "rlhf.dev_every": 0, "rlhf.checkpoint_every": 0, "rlhf.kl_coef": 0.0}
-    tiny_runs.train(job | more | {"data.held_out_prompts": "", "rlhf.optim.lr": 1e-2, "rollout.num_rollouts": 6})
-    rewards = [row["reward"] for row in tiny_runs.records(tmp_path / "run")]
+def embedded(out) -> dict:
+    small = {f"model.small.{key}": value for key, value in tiny_runs.SMALL.items()}
+    counts = {"num_responses": 40, "num_prompts": 4, "num_dev": 2, "num_held_out": 3}
+    return small | {f"data.embedded_policy.{key}": value for key, value in counts.items()} | {
+        "out": out, "role": "policy", "data.source": "embedded", "rollout.max_completion_tokens": 8,
+        "eval.votes": [1], "eval.num_judgments": 1, "sft.rows_per_step": 8,
+    }  # fmt: skip
+
+
+def test_a_policy_learns_what_is_rewarded(tmp_path):
+    """One that has learned next to nothing; longer texts of its eight tokens earn more, and nothing holds it back."""
+    tiny_runs.train(
+        embedded(tmp_path / "run") | {
+            "stages": ["sft", "rlhf"], "sft.steps": 1, "rollout.num_rollouts": 8, "rlhf.steps": 12,
+            "rlhf.prompts_per_step": 4, "rlhf.kl_coef": 0.0, "rlhf.optim.lr": 1e-2, "rlhf.reward.kind": "callable",
+            "rlhf.reward.function": "tests.trainer.test_rlhf:by_length", "data.embedded_policy.num_held_out": 0,
+        }
+    )  # fmt: skip
+    rewards = [row["reward"] for row in tiny_runs.records(tmp_path / "run") if row["stage"] == "rlhf"]
     assert sum(rewards[-3:]) > 1.1 * sum(rewards[:3])
 
 
 def test_a_policy_imitates_then_prefers_then_is_rewarded(tmp_path):
     """The three stages of a policy over the embedded set, from nothing."""
-    small = {f"model.small.{key}": value for key, value in tiny_runs.SMALL.items()}
-    counts = {"num_responses": 40, "num_prompts": 4, "num_dev": 2, "num_held_out": 3}
     tiny_runs.train(
-        small | {f"data.embedded_policy.{key}": value for key, value in counts.items()} | {
-            "out": tmp_path / "run", "role": "policy", "stages": ["sft", "dpo", "rlhf"], "data.source": "embedded",
-            "rollout.num_rollouts": 2, "rollout.max_completion_tokens": 8, "eval.votes": [1], "eval.num_judgments": 1,
-            "sft.steps": 2, "sft.rows_per_step": 8, "sft.dev_every": 2, "dpo.steps": 1, "dpo.pairs_per_step": 2,
-            "dpo.dev_every": 1, "rlhf.steps": 1, "rlhf.prompts_per_step": 2, "rlhf.reward.kind": "checker",
+        embedded(tmp_path / "run") | {
+            "stages": ["sft", "dpo", "rlhf"], "rollout.num_rollouts": 2, "sft.steps": 2, "sft.dev_every": 2,
+            "dpo.steps": 1, "dpo.pairs_per_step": 2, "dpo.dev_every": 1, "rlhf.steps": 1, "rlhf.prompts_per_step": 2,
+            "rlhf.reward.kind": "checker",
         }
     )  # fmt: skip
     assert [row["stage"] for row in tiny_runs.records(tmp_path / "run")] == ["sft", "sft", "dpo", "rlhf"]
