@@ -5,8 +5,8 @@
         +custom_reward_function.reward_kwargs.url=http://JUDGE:8000
 
 The judge runs elsewhere, `rollout/main.py serve --model DIR`. `extra_info` of a row of the data holds "prompt", a text
-or messages, and may hold "task"; what else verl hands over is passed over. verl takes a number: a response that the judge
-gives no score raises, for 0 would be the worst there is.
+or messages, and may hold "task"; what else verl hands over is passed over. verl takes a number: a response that the
+judge gives no score raises, for 0 would be the worst there is.
 """
 
 from __future__ import annotations

@@ -42,9 +42,9 @@ def test_what_has_no_score_is_not_a_zero(url):
 
 
 def test_mistakes_are_told(url):
-    with pytest.raises(ValueError, match="extra_info.prompt: missing"):
+    with pytest.raises(ValueError, match=r"extra_info\.prompt: missing"):
         compute_score("mine", "So.", "", {}, url=url)
-    with pytest.raises(RuntimeError, match="400.*task"):
+    with pytest.raises(RuntimeError, match=r"400.*task"):
         compute_score("mine", "So.", "", EXTRA | {"task": "cooking"}, url=url)
-    with pytest.raises(RuntimeError, match="http://127.0.0.1:9"):
+    with pytest.raises(RuntimeError, match=r"http://127\.0\.0\.1:9"):
         compute_score("mine", "So.", "", EXTRA, url="http://127.0.0.1:9")
