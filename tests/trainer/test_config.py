@@ -55,7 +55,7 @@ def test_the_defaults_are_those_of_the_paper_for_8b():
          "'grpo.pairs_per_step'"),
         ('out = "x"\n[grpo.optim]\nlr = "fast"\n', 'recipe.toml: grpo.optim.lr: expected a number, got "fast"'),
         ('out = "x"\nstages = ["stf"]\n', 'recipe.toml: stages: expected a list, each item one of "sft", "grpo", '
-         '"bt", "dpo", got ["stf"]'),
+         '"bt", "dpo", "rlhf", got ["stf"]'),
         ("seed = 1\n", "recipe.toml: missing out; required, as there is no default"),
         ('out = "x"\nseed = \n', "recipe.toml:2: not TOML: Invalid value"),
     ],
