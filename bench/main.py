@@ -7,6 +7,7 @@ python bench/main.py rollout [--models 10m,50m] [--pairs 4] [--out DIR]     toke
 python bench/main.py judging [--data FILE] [--prompts 129] [--out DIR]      judgments per second of a benchmark run
 python bench/main.py serve [--clients 64] [--seconds 60] [--out DIR]        many clients at once on the server
 python bench/main.py faults [--kills 30] [--seed 0] [--out DIR]            kills runs at any moment, resumes, compares
+python bench/main.py downstream --judge DIR [--seeds 0,1,2] [--out DIR]    a policy trained in every way, and checked
 """
 
 from __future__ import annotations
@@ -69,7 +70,13 @@ def main(arguments: list[str]) -> int:
     faults.add_argument("--kills", type=int, default=30)
     faults.add_argument("--seed", type=int, default=0, help="of the moments")
     faults.set_defaults(run=_faults)
-    for command in (step, compiled, kernels, rollout, judging, serve, faults):
+    downstream = commands.add_parser("downstream", help="a small policy by SFT, DPO and RL with three rewards, checked")
+    downstream.add_argument("--judge", required=True, help="such as runs/quickstart/models/grpo")
+    downstream.add_argument("--seeds", default="0,1,2", help="comma-separated (default: 0,1,2)")
+    downstream.add_argument("--runs", type=Path, default=Path("runs/downstream"), help="where the runs are, and go on")
+    downstream.add_argument("settings", nargs="*", metavar="key=value", help="of every run, over quickstart_rlhf.toml")
+    downstream.set_defaults(run=_downstream)
+    for command in (step, compiled, kernels, rollout, judging, serve, faults, downstream):
         command.add_argument("--out", type=Path, help="folder for the result as JSON and as a Markdown table")
     options = parser.parse_args(arguments)
     wait_briefly()
@@ -145,6 +152,15 @@ def _faults(options: argparse.Namespace) -> None:
     from bench.faults import run_faults
 
     run_faults(options.kills, options.seed, options.out)
+
+
+def _downstream(options: argparse.Namespace) -> None:
+    if not all(seed.isascii() and seed.isdigit() for seed in options.seeds.split(",")):
+        raise ValueError(f"--seeds {options.seeds}: must be whole numbers, comma-separated")
+    from bench.downstream import run_downstream
+
+    seeds = [int(seed) for seed in options.seeds.split(",")]
+    run_downstream(options.judge, seeds, options.settings, options.runs, options.out)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,123 @@
+"""A policy on verifiable prompts, trained in every way from the same start; the true checker measures all of them.
+
+In the form of the paper's table 2 (before, SFT, DPO, RL with a scalar reward, RL with PaTaRM), with an upper bound (RL
+with the true checker) and table 9's ratio: the step of RL with a judge over that with a scalar model. Every run is a
+recipe of the trainer in a process of its own; one that is there already is not made again.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from statistics import fmean, median, stdev
+
+from eval.tables import markdown
+from patarm_core.policy_rows import ResponseExample, row_to_json
+from rollout.contexts import load_pairs, load_rubrics, read_text
+from rollout.text_files import read_records, write_text
+from trainer.machine import machine
+
+ROOT = Path(__file__).parent.parent
+RECIPE = ROOT / "trainer" / "recipes" / "quickstart_rlhf.toml"
+RUBRICS = ROOT / "patarm_core" / "embedded" / "rubrics.toml"
+# name: (how the table calls it, the stage whose model it is)
+METHODS = {
+    "base": ("before", "sft"),
+    "sft": ("SFT on the chosen responses", "sft"),
+    "dpo": ("DPO", "dpo"),
+    "scalar": ("RL, scalar reward", "rlhf"),
+    "judge": ("RL, PaTaRM", "rlhf"),
+    "checker": ("RL, true checker", "rlhf"),
+}
+PAPER = "the paper's ratio (table 9) is 1.25 at 8B and 1.39 at 14B"
+
+
+def run_downstream(judge: str, seeds: list[int], settings: list[str], work: Path, out: Path | None) -> str:
+    """Prints and returns the table.
+
+    Args:
+        judge: Hugging Face directory of a PaTaRM judge of the embedded set, such as runs/quickstart/models/grpo.
+        settings: more of the recipe's, for every run, as `key=value`; a stage that does not run passes over its own.
+        work: folder of the runs.
+    """
+    model, work = str(Path(judge).resolve()), work.resolve()  # the runs start elsewhere
+    found = [_of_seed(model, seed, settings, work / f"seed-{seed}") for seed in seeds]
+    text = _table(found, seeds)
+    print(text)
+    if out is not None:
+        write_text(out / "downstream.md", text + "\n")
+        record = {"machine": machine(), "judge": judge, "settings": settings, "seeds": seeds, "runs": found}
+        write_text(out / "downstream.json", json.dumps(record, indent=1) + "\n")
+    return text
+
+
+def _of_seed(judge: str, seed: int, settings: list[str], folder: Path) -> dict[str, dict]:
+    _train(folder / "base", [f"seed={seed}", f"data.embedded_policy.seed={seed}", 'stages=["sft"]', *settings])
+    data, start = folder / "base" / "data", folder / "base" / "models" / "sft"
+    chosen = [
+        ResponseExample(prompt=pair.prompt, response=pair.chosen, source=pair.source, id=pair.id)
+        for pair in load_pairs(data / "pairs.jsonl", load_rubrics(str(RUBRICS)))
+    ]
+    write_text(folder / "chosen.jsonl", "".join(row_to_json(row) + "\n" for row in chosen))
+    files = ['data.source="files"', 'data.checker="embedded"', f"seed={seed}", f"model.path={start}"]
+    held_out = [f"data.{name}={data / name}.jsonl" for name in ("dev_prompts", "held_out_prompts")]
+    pairs = [f"data.pairs={data / 'pairs.jsonl'}", f"prompt.rubrics_file={RUBRICS}"]
+    # Rates for 0.7 M parameters; epochs and batches as the recipes for real weights have them.
+    bt = ["bt.epochs=4", "bt.pairs_per_step=16", "bt.tokens_per_micro_batch=4096", "bt.optim.lr=3e-4"]
+    dpo = ["dpo.epochs=1", "dpo.pairs_per_step=16", "dpo.tokens_per_micro_batch=4096", "dpo.optim.lr=1e-4"]
+    sft = [f"data.responses={folder / 'chosen.jsonl'}", "sft.optim.lr=3e-4", "sft.optim.warmup_steps=3", "sft.steps=60"]
+    _train(folder / "sft", [*files, *held_out, 'stages=["sft"]', *settings, *sft])
+    _train(folder / "dpo", [*files, *held_out, *pairs, 'stages=["dpo"]', *dpo, *settings])
+    _train(folder / "bt", [*files, *pairs, 'role="judge"', 'stages=["bt"]', *bt, *settings])
+    rl = [*files, *held_out, f"data.prompts={data / 'prompts.jsonl'}", 'stages=["rlhf"]', *settings]
+    rewards = {
+        "scalar": ["rlhf.reward.kind=scalar", f"rlhf.reward.model={folder / 'bt' / 'models' / 'bt'}"],
+        "judge": ["rlhf.reward.kind=judge", f"rlhf.reward.model={judge}", f"rlhf.reward.prompt.rubrics_file={RUBRICS}"],
+        "checker": ["rlhf.reward.kind=checker"],
+    }
+    for name, reward in rewards.items():
+        _train(folder / name, [*rl, *reward])
+    return {name: _result(folder / name, stage) for name, (_, stage) in METHODS.items()}
+
+
+def _train(folder: Path, settings: list[str]) -> None:
+    if (folder / "report.md").is_file():
+        return
+    resume = [f"resume={'true' if (folder / 'recipe.toml').is_file() else 'false'}"]
+    command = [sys.executable, str(ROOT / "trainer" / "main.py"), str(RECIPE), f"out={folder}", *settings, *resume]
+    told = subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    if told.returncode:
+        raise ValueError(f"{folder}: the run failed: {told.stderr.strip().splitlines()[-1]}")
+
+
+def _result(folder: Path, stage: str) -> dict:
+    measured = json.loads(read_text(folder / "report.json"))["held_out_prompts"][stage]
+    steps = [record for record in read_records(folder / "metrics.jsonl") if record["stage"] == stage]
+    correlations = [step["score_correlation"] for step in steps if "score_correlation" in step]
+    return {
+        **{key: measured[key] for key in ("accuracy", "low", "high", "all_right", "completion_tokens", "by_task")},
+        "step_s": median(step["step_s"] for step in steps),
+        "correlation": [fmean(part) for part in (correlations[:10], correlations[-10:])] if correlations else None,
+    }
+
+
+def _table(found: list[dict[str, dict]], seeds: list[int]) -> str:
+    tasks = sorted(found[0]["base"]["by_task"])
+    rows = [["policy", "right items", *tasks, "all right", "tokens", "r with the checker, first to last", "s/step"]]
+    for name, (label, _) in METHODS.items():
+        results = [of_seed[name] for of_seed in found]
+        values = [result["accuracy"] for result in results]
+        spread = f" ± {100 * stdev(values):.1f}" if len(values) > 1 else ""
+        row = [label, f"{100 * fmean(values):.1f}{spread}"]
+        row += [f"{100 * fmean(result['by_task'][task] for result in results):.1f}" for task in tasks]
+        row.append(f"{100 * fmean(result['all_right'] for result in results):.1f}")
+        row.append(f"{fmean(result['completion_tokens'] for result in results):.1f}")
+        both = [result["correlation"] for result in results if result["correlation"]]
+        row.append(" to ".join(f"{fmean(part):.2f}" for part in zip(*both, strict=True)) if both else "-")
+        rows.append([*row, f"{median(result['step_s'] for result in results):.2f}"])
+    ratios = [of_seed["judge"]["step_s"] / of_seed["scalar"]["step_s"] for of_seed in found]
+    told = f"Held-out prompts, percent by the true checker, seeds {', '.join(map(str, seeds))} (mean ± deviation)."
+    step = f"A step with the judge takes {median(ratios):.2f} times as long as with the scalar model; {PAPER}."
+    return "\n".join([told, "", markdown(rows), "", step])

@@ -1,0 +1,26 @@
+"""The table of policies; the runs behind it are the trainer's, tested there."""
+
+from bench.downstream import METHODS, _table
+from bench.main import main
+
+
+def result(accuracy: float, step_s: float) -> dict:
+    return {
+        "accuracy": accuracy, "all_right": accuracy / 2, "completion_tokens": 20.0, "step_s": step_s,
+        "by_task": {"chat": accuracy, "math": accuracy}, "correlation": [0.5, 0.25],
+    }  # fmt: skip
+
+
+def test_means_and_deviations_over_seeds_and_the_ratio_of_steps():
+    seconds = {name: 1.0 for name in METHODS} | {"judge": 1.5}
+    found = [{name: result(accuracy, seconds[name]) for name in METHODS} for accuracy in (0.5, 0.7)]
+    lines = _table(found, [3, 4]).splitlines()
+    rows = [line for line in lines if line.startswith("| RL, PaTaRM")]
+    assert rows == ["| RL, PaTaRM | 60.0 ± 14.1 | 60.0 | 60.0 | 30.0 | 20.0 | 0.50 to 0.25 | 1.50 |"]
+    assert len([line for line in lines if line.startswith("| ")]) == 1 + len(METHODS)
+    assert "takes 1.50 times as long" in lines[-1] and "seeds 3, 4" in lines[0]
+
+
+def test_seeds_are_whole_numbers(capsys):
+    assert main(["downstream", "--judge", "nowhere", "--seeds", "0,x"]) == 1
+    assert "--seeds 0,x: must be whole numbers" in capsys.readouterr().err
