@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from statistics import fmean, median, stdev
 
+from bench.result_files import write_result
 from eval.tables import markdown
 from patarm_core.policy_rows import ResponseExample, row_to_json
 from rollout.contexts import load_pairs, load_rubrics, read_text
@@ -47,9 +48,8 @@ def run_downstream(judge: str, seeds: list[int], settings: list[str], work: Path
     text = _table(found, seeds)
     print(text)
     if out is not None:
-        write_text(out / "downstream.md", text + "\n")
         record = {"machine": machine(), "judge": judge, "settings": settings, "seeds": seeds, "runs": found}
-        write_text(out / "downstream.json", json.dumps(record, indent=1) + "\n")
+        write_result(out, "downstream", text, record)
     return text
 
 

@@ -20,7 +20,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from rollout.text_files import read_records, write_text
+from bench.result_files import write_result
+from rollout.text_files import read_records
 from trainer.machine import machine
 
 ROOT = Path(__file__).parent.parent
@@ -97,8 +98,7 @@ def run_faults(num_kills: int, seed: int, out: Path | None) -> list[Kill]:
     if out is not None:
         record = {"machine": machine(), "seed": seed, "unbroken_s": total_s, "recipe": TINY}
         record["kills"] = [asdict(kill) for kill in kills]
-        write_text(out / "faults.md", text + "\n")
-        write_text(out / "faults.json", json.dumps(record, indent=1) + "\n")
+        write_result(out, "faults", text, record)
     if wrong := [kill for kill in kills if not kill.is_exact]:
         raise RuntimeError(f"{len(wrong)} of {len(kills)} runs were not resumed exactly; the first: {wrong[0]}")
     return kills

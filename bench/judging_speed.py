@@ -27,6 +27,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
 from bench.apart import Apart, random_decoder
+from bench.result_files import write_result
 from bench.rollout_peers import left_padded, transformers_model, versions
 from bench.rollout_speed import MODELS
 from bench.rollout_workload import MEDIAN, MOST, SIGMA
@@ -42,7 +43,6 @@ from patarm_core.prompts import Message, pointwise
 from rollout.contexts import ContextBuilder, PromptConfig, load_rubrics
 from rollout.decoder import DecoderConfig
 from rollout.engine import Engine
-from rollout.text_files import write_text
 from trainer.machine import machine
 from trainer.tiny import make_tokenizer
 
@@ -201,8 +201,7 @@ def run_judging_speed(
     }  # fmt: skip
     text = table(record)
     if out is not None:
-        write_text(out / "judging.json", json.dumps(record, indent=1) + "\n")
-        write_text(out / "judging.md", text + "\n")
+        write_result(out, "judging", text, record)
     print(text)
     return record
 

@@ -6,17 +6,16 @@ not at all, on a machine that nobody has at hand.
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 
 from tqdm import tqdm
 
+from bench.result_files import write_result
 from kernels import fused, grpo_loss, linear_logprob, linear_sample, paged_attention, sample
 from kernels.jit import ARCHITECTURES, INTERPRETED, triton
 from kernels.offline import SHARED_BYTES, Resources, resources
 from trainer.machine import machine
-from trainer.run_folder import write_text
 
 MODULES = (sample, linear_sample, linear_logprob, grpo_loss, paged_attention, fused)
 
@@ -39,8 +38,7 @@ def run_compile(architectures: list[str], out: Path | None) -> list[Resources]:
     print(table(found))
     if out is not None:
         records = {"machine": machine(), "records": [asdict(one) for one in found]}  # before a tracked file changes
-        write_text(out / "resources.md", table(found) + "\n")
-        write_text(out / "resources.json", json.dumps(records, indent=1) + "\n")
+        write_result(out, "resources", table(found), records)
     if wrong := [one for one in found if is_beyond(one)]:
         raise ValueError(
             "spills, or too much shared memory: "

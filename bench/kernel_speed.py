@@ -8,7 +8,6 @@ turns, so that a noisy machine hits all alike, and each has been run, compared w
 from __future__ import annotations
 
 import gc
-import json
 import math
 import time
 from collections.abc import Callable
@@ -22,9 +21,9 @@ from torch.profiler import ProfilerActivity, profile
 from tqdm import tqdm
 
 from bench.kernel_cases import MAKERS, SHAPES, Case, Form, Outputs
+from bench.result_files import write_result
 from kernels.jit import triton
 from trainer.machine import machine
-from trainer.run_folder import write_text
 
 # Relative to the norm of ours, beyond which a form computes something else. Logits rounded to bfloat16 move the largest
 # probabilities by some percent, and a hundredth of the tokens across a clip bound: a tenth of the gradient's norm.
@@ -154,8 +153,7 @@ def run_kernel_speed(only: list[str], repeats: int, out: Path | None) -> list[di
         records.append({"kernel": name, "shape": label(shape)} | measure(case, meter, repeats, ceilings))
         del case
         if out is not None:  # what is known so far: a later case may not come back
-            write_text(out / "kernels.md", tables(records, setting) + "\n")
-            write_text(out / "kernels.json", json.dumps(setting | {"records": records}, indent=1) + "\n")
+            write_result(out, "kernels", tables(records, setting), setting | {"records": records})
     print(tables(records, setting))
     if failed := [r for r in records for name, form in r["forms"].items() if name.startswith("ours") and form["error"]]:
         raise ValueError("ours failed: " + ", ".join(f"{record['kernel']} ({record['shape']})" for record in failed))

@@ -8,7 +8,6 @@ Only tokens that were asked for count, and no context tokens.
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable
@@ -21,12 +20,12 @@ from tqdm import tqdm
 
 from bench import rollout_gpu
 from bench.apart import Apart, contender, one_line
+from bench.result_files import write_result
 from bench.rollout_peers import CONTENDERS, Contender, Written, check_lengths, versions
 from bench.rollout_tables import decoding_table, tables
 from bench.rollout_workload import Work, judge_contexts, judging, static
 from rollout.decoder import DecoderConfig
 from trainer.machine import machine
-from trainer.run_folder import write_text
 
 _V = 8192
 _SMALL = {"vocab_size": _V, "head_dim": 64, "max_position_embeddings": 16_384}
@@ -83,9 +82,7 @@ def run_rollout_speed(
     def report() -> str:
         text = tables(records, setting) + decoding_table(decoding)
         if out is not None:
-            write_text(out / "rollout.md", text + "\n")
-            results = {"records": records, "decoding": decoding}
-            write_text(out / "rollout.json", json.dumps(setting | results, indent=1) + "\n")
+            write_result(out, "rollout", text, setting | {"records": records, "decoding": decoding})
         return text
 
     for model in (model for model in models if model in MODELS):

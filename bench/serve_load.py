@@ -25,6 +25,7 @@ from random import Random
 import httpx
 import numpy as np
 
+from bench.result_files import write_result
 from kernels.philox import stream_seed
 from rollout.families import DecoderConfig
 from rollout.judge import Judge
@@ -32,7 +33,6 @@ from rollout.params import SamplingParams
 from rollout.questions import Question
 from rollout.server_text import without_stop
 from trainer.machine import machine
-from trainer.run_folder import write_text
 from trainer.tiny import make_model, make_tokenizer
 
 _NUM_REQUESTS = 96
@@ -92,8 +92,7 @@ def run_serve_load(num_clients: int, seconds: float, out: Path | None) -> dict:
     text = _table(record)
     print(text)
     if out is not None:
-        write_text(out / "serve.md", text + "\n")
-        write_text(out / "serve.json", json.dumps({"machine": machine(), **record}, indent=1) + "\n")
+        write_result(out, "serve", text, {"machine": machine(), **record})
     bad = ("different", "lost", "other", "exit_status", "pages_missing", "rows_running", "requests_open")
     if wrong := {name: record[name] for name in bad if record[name]}:
         raise ValueError(f"the server did not hold: {wrong}")

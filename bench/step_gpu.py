@@ -9,7 +9,6 @@ counted on tree tokens, without what checkpointing and the head compute again:
 
 from __future__ import annotations
 
-import json
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
@@ -19,6 +18,7 @@ import torch
 from tqdm import tqdm
 
 from bench.remote import EngineError, Remote
+from bench.result_files import write_result
 from bench.rollout_gpu import random_decoder
 from bench.rollout_workload import Work
 from bench.step_ours import OurStep, Setup
@@ -28,7 +28,6 @@ from bench.step_workload import MEANS, SIGMAS
 from rollout.decoder import DecoderConfig
 from rollout.kv_cache import bytes_per_token
 from rollout.shapes import QWEN3
-from rollout.text_files import write_text
 from rollout.weights import save_decoder
 from trainer.config import ModelConfig
 from trainer.machine import machine
@@ -56,8 +55,7 @@ def run_step_gpu(options: Options, models: list[str], out: Path | None) -> dict[
     def report() -> str:
         text = gpu_table(result)
         if out is not None:
-            write_text(out / "step_gpu.md", text + "\n")
-            write_text(out / "step_gpu.json", json.dumps(result, indent=1) + "\n")
+            write_result(out, "step_gpu", text, result)
         return text
 
     for name in models:

@@ -7,7 +7,6 @@ warms up, and counts memory; it is not timed. Table 8 of the paper stands beside
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
@@ -23,12 +22,12 @@ from tqdm import tqdm
 from bench import step_checks, step_scaling
 from bench.apart import random_decoder
 from bench.remote import Remote, one_line
+from bench.result_files import write_result
 from bench.step_ours import OurStep, Setup
 from bench.step_plot import draw
 from bench.step_tables import tables
 from bench.step_workload import MEANS, SIGMAS, pair_work
 from rollout.decoder import DecoderConfig
-from rollout.text_files import write_text
 from rollout.weights import save_decoder
 from trainer.config import ModelConfig
 from trainer.machine import machine
@@ -77,8 +76,7 @@ def run_step_time(options: Options, out: Path | None, model: DecoderConfig = MOD
     def report() -> str:
         text = tables(result)
         if out is not None:
-            write_text(out / "step.md", text + "\n")
-            write_text(out / "step.json", json.dumps(result, indent=1) + "\n")
+            write_result(out, "step", text, result)
         return text
 
     with tempfile.TemporaryDirectory() as folder:
