@@ -7,13 +7,8 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from eval.data.items import Data
-
-if TYPE_CHECKING:
-    from eval.judges.form import Form, Sampling
-    from eval.judges.judge import Judge
 
 JUDGED = {
     "rm_bench": "RM-Bench: chosen and rejected responses in three styles each",
@@ -50,7 +45,7 @@ def add_run_commands(commands: argparse._SubParsersAction) -> None:
     infobench.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     infobench.add_argument("--max-rows", type=int, default=256, help="decoded side by side")
     add_endpoint_options(infobench)
-    infobench.set_defaults(run=_run_infobench)
+    infobench.set_defaults(run=_run_infobench, order="drawn")  # one text is read at a time
 
 
 def _add_common(command: argparse.ArgumentParser) -> None:
@@ -77,7 +72,7 @@ def _run_infobench(options: argparse.Namespace) -> None:
     from eval.answer_forms import policy_form, yes_no_form
     from eval.answer_run import run_infobench
     from eval.data.answered import read_infobench
-    from eval.judges.spec import open_endpoint
+    from eval.judges.spec import open_endpoint, open_local
 
     data = _data(options, read_infobench)
     if bool(options.judge_model) == bool(options.endpoint):
@@ -86,30 +81,14 @@ def _run_infobench(options: argparse.Namespace) -> None:
     if options.model:
         form = policy_form()
         sampling = replace(form.sampling, temperature=options.temperature, max_tokens=options.max_completion_tokens)
-        policy = _on_engine(options, options.model, form, sampling)
+        policy = open_local(form, "pointwise", sampling, options, options.model)
     form = yes_no_form()
     if options.endpoint:
         judge = open_endpoint(form, "pointwise", form.sampling, options)
     else:
-        judge = _on_engine(options, options.judge_model, form, form.sampling)
+        judge = open_local(form, "pointwise", form.sampling, options, options.judge_model)
     run_infobench(data, policy, judge, options.out, options.retry)
     _show(options.out)
-
-
-def _on_engine(options: argparse.Namespace, model: str, form: Form, sampling: Sampling) -> Judge:
-    import torch
-
-    from eval.judges.local import EngineJudge
-    from eval.judges.spec import weights_name
-    from rollout.engine import Engine, EngineConfig
-
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    config = EngineConfig(max_rows=options.max_rows)
-    return EngineJudge(
-        engine=Engine.from_pretrained(model, getattr(torch, options.dtype), device, config), form=form,
-        mode="pointwise", sampling=sampling, model=weights_name(model, options.dtype), seed=options.seed,
-        name=f"{Path(model).resolve().name} ({form.name})", max_context_tokens=options.max_context_tokens,
-    )  # fmt: skip
 
 
 def read_votes(text: str) -> list[int]:

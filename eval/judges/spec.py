@@ -27,6 +27,7 @@ from rollout.options import model_files
 
 if TYPE_CHECKING:
     from eval.judges.judge import Judge
+    from eval.judges.local import EngineJudge
 
 BASELINES = {
     form.name: form
@@ -135,26 +136,32 @@ def _sampling(default: Sampling, options: argparse.Namespace) -> Sampling:
 
 
 def _local(form: Form, mode: str, sampling: Sampling, options: argparse.Namespace, environment: Mapping) -> Judge:
+    if options.well_formed and form.name != "patarm":
+        raise ValueError(f"--well-formed: is for the format of the judge patarm, not for {form.name}")
+    judge = open_local(form, mode, sampling, options, options.model)
+    if not options.well_formed:
+        return judge
+    from rollout.grammar import JudgmentGrammar
+
+    kind, engine = "score" if mode == "pointwise" else "choice", judge.engine
+    grammar = JudgmentGrammar(engine.tokenizer, engine.decoder.config.vocab_size, options.rubrics, kind)
+    return replace(judge, grammar=grammar)
+
+
+def open_local(form: Form, mode: str, sampling: Sampling, options: argparse.Namespace, model: str) -> EngineJudge:
+    """Any form on our engine, with the weights of the directory `model`; errors as in `open_judge`."""
     import torch
 
     from eval.judges.local import EngineJudge
     from rollout.engine import Engine, EngineConfig
-    from rollout.grammar import JudgmentGrammar
 
-    if options.well_formed and form.name != "patarm":
-        raise ValueError(f"--well-formed: is for the format of the judge patarm, not for {form.name}")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     config = EngineConfig(max_rows=options.max_rows)
-    engine = Engine.from_pretrained(options.model, getattr(torch, options.dtype), device, config)
-    grammar = None
-    if options.well_formed:
-        kind = "score" if mode == "pointwise" else "choice"
-        grammar = JudgmentGrammar(engine.tokenizer, engine.decoder.config.vocab_size, options.rubrics, kind)
     return EngineJudge(
-        engine=engine, form=form, mode=mode, sampling=sampling, seed=options.seed,
-        model=weights_name(options.model, options.dtype),
-        name=f"{Path(options.model).resolve().name} ({form.name}, {mode})", order=options.order,
-        max_context_tokens=options.max_context_tokens, grammar=grammar,
+        engine=Engine.from_pretrained(model, getattr(torch, options.dtype), device, config), form=form, mode=mode,
+        sampling=sampling, seed=options.seed, model=weights_name(model, options.dtype),
+        name=f"{Path(model).resolve().name} ({form.name}, {mode})", order=options.order,
+        max_context_tokens=options.max_context_tokens,
     )  # fmt: skip
 
 
@@ -204,8 +211,7 @@ def open_endpoint(
     )  # fmt: skip
     return EndpointJudge(
         client=client, form=form, mode=mode, sampling=sampling, model=options.endpoint_model, seed=options.seed,
-        name=f"{options.endpoint_model} ({form.name}, {mode})", order=getattr(options, "order", "drawn"),
-        concurrency=options.concurrency,
-        extra=extra, price=Price(tokens_in=options.price_in, tokens_out=options.price_out),
-        requests_per_minute=options.requests_per_minute,
+        name=f"{options.endpoint_model} ({form.name}, {mode})", order=options.order,
+        concurrency=options.concurrency, extra=extra, requests_per_minute=options.requests_per_minute,
+        price=Price(tokens_in=options.price_in, tokens_out=options.price_out),
     )  # fmt: skip
