@@ -6,7 +6,8 @@ import argparse
 from importlib import import_module
 from pathlib import Path
 
-from eval.data.files import placed_rows, read_rows
+from eval.data.answered import read_ifeval
+from eval.data.files import placed_rows
 from eval.run_report import headline_rows, notes_of, policy_rows
 from eval.tables import markdown
 from patarm_core.benchmarks.ifeval import join
@@ -39,7 +40,7 @@ def aggregate(benchmark: str, file: Path, prompts: Path | None = None) -> Report
     placed = placed_rows(file)
     rows = [row for _, row in placed]
     if prompts is not None:
-        rows = join(rows, read_rows(prompts, lambda fields: fields.data))
+        rows = join(rows, [item.row for item in read_ifeval(prompts).items])
     try:
         return import_module(f"patarm_core.benchmarks.{benchmark}").report(rows)
     except RowError as error:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from patarm_core.benchmarks.report import Metric, proportion
+from patarm_core.benchmarks.report import Metric, Report, proportion
 from patarm_core.fields import Fields, kind, show
 
 Outcome = Literal["right", "wrong", "tie", "unparsed"]
@@ -87,6 +87,25 @@ def count(comparisons: Iterable[Comparison], outcome: Outcome) -> int:
 def of_policies(by_policy: Mapping[str, Sequence[Metric]]) -> dict[str, tuple[Metric, ...]]:
     """Every policy but the official one, which is the report's own table."""
     return {policy: tuple(metrics) for policy, metrics in by_policy.items() if policy != OFFICIAL}
+
+
+def preference_report(
+    benchmark: str,
+    tables: Mapping[str, Sequence[Metric]],
+    num_items: int,
+    comparisons: Sequence[Comparison],
+    notes: Sequence[str],
+) -> Report:
+    """Of tables by policy; ties and unparsed judgments are counted among all comparisons."""
+    return Report(
+        benchmark=benchmark,
+        metrics=tuple(tables[OFFICIAL]),
+        policies=of_policies(tables),
+        num_items=num_items,
+        num_ties=count(comparisons, "tie"),
+        num_unparsed=count(comparisons, "unparsed"),
+        notes=tuple(notes),
+    )
 
 
 def read_score(fields: Fields, field: str) -> float | None:

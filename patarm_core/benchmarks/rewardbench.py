@@ -16,16 +16,14 @@ import math
 from collections.abc import Mapping, Sequence
 
 from patarm_core.benchmarks.outcomes import (
-    OFFICIAL,
     POLICIES,
     Comparison,
     accuracy,
     columns,
-    count,
     mean,
-    of_policies,
     one_form,
     outcome_of,
+    preference_report,
     read_result,
     read_score,
     share,
@@ -83,14 +81,12 @@ def report(rows: Sequence[Mapping]) -> Report:
         tables[policy] = [metric for (of, _), metric in composed.items() if of == policy]
         tables[policy].append(accuracy(whole("Micro average", missing), strata.values(), policy))
         tables[policy] += [accuracy(subset, [part], policy) for subset, part in strata.items()]
-    return Report(
-        benchmark="RewardBench",
-        metrics=tuple(tables[OFFICIAL]),
-        policies=of_policies(tables),
-        num_items=len(judged),
-        num_ties=count(comparisons, "tie"),
-        num_unparsed=count(comparisons, "unparsed"),
-        notes=(
+    return preference_report(
+        "RewardBench",
+        tables,
+        len(judged),
+        comparisons,
+        (
             *incomplete_note(missing),
             "Official rule: equal scores 0; an unparsed judgment, or a recorded 0.5, 0.5. Overall is the mean of four "
             "sections; math-prm weighs 984 in Reasoning, with 447 pairs.",

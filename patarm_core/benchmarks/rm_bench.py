@@ -21,11 +21,10 @@ from patarm_core.benchmarks.outcomes import (
     POLICIES,
     Comparison,
     columns,
-    count,
     mean,
-    of_policies,
     one_form,
     outcome_of,
+    preference_report,
     read_scores,
     result_outcome,
     share,
@@ -89,14 +88,12 @@ def report(rows: Sequence[Mapping]) -> Report:
     tables = {policy: [metric for (of, _), metric in composed.items() if of == policy] for policy in POLICIES}
     comparisons = [cell for one in judged for row in one.cells for cell in row]
     right = sum(tally(summed(strata.values()), OFFICIAL, level)[0] for level in LEVELS)
-    return Report(
-        benchmark="RM-Bench",
-        metrics=tuple(tables[OFFICIAL]),
-        policies=of_policies(tables),
-        num_items=len(judged),
-        num_ties=count(comparisons, "tie"),
-        num_unparsed=count(comparisons, "unparsed"),
-        notes=(
+    return preference_report(
+        "RM-Bench",
+        tables,
+        len(judged),
+        comparisons,
+        (
             *incomplete_note(missing),
             f"{right:.0f} of {len(comparisons)} comparisons (9 a prompt) are right; ties and unparsed judgments are "
             "counted among these comparisons. Official rule: both count 0.",

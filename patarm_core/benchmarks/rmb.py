@@ -14,17 +14,15 @@ A list is right if the best response beats every other one. A tie counts 0. Over
 from collections.abc import Mapping, Sequence
 
 from patarm_core.benchmarks.outcomes import (
-    OFFICIAL,
     POLICIES,
     Comparison,
     Outcome,
     accuracy,
     columns,
-    count,
     mean,
-    of_policies,
     one_form,
     outcome_of,
+    preference_report,
     read_result,
     read_score,
     read_scores,
@@ -53,14 +51,12 @@ def report(rows: Sequence[Mapping]) -> Report:
         for policy in POLICIES
     }
     comparisons = [comparison for _, comparison in judged]
-    return Report(
-        benchmark="RMB",
-        metrics=tuple(tables[OFFICIAL]),
-        policies=of_policies(tables),
-        num_items=len(judged),
-        num_ties=count(comparisons, "tie"),
-        num_unparsed=count(comparisons, "unparsed"),
-        notes=(
+    return preference_report(
+        "RMB",
+        tables,
+        len(judged),
+        comparisons,
+        (
             *incomplete_note(missing),
             "Official rule: ties and unparsed judgments count 0; a list is right if the best response beats every "
             "other one. A list without a loss is a tie, or unparsed, if one of its comparisons is.",
