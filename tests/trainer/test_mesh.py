@@ -21,11 +21,11 @@ ROOT = Path(__file__).resolve().parents[2]
 TIED = DecoderConfig(**SMALL, tie_word_embeddings=True)
 UNTIED = DecoderConfig(**SMALL, tie_word_embeddings=False)
 
-# One import of torch serves all processes: each is forked off before any thread has been started.
 WORKER = """
 import json, os, sys
 import torch
 from rollout.weights import save_decoder
+from tests.forked_ranks import run_ranks
 from tests.tiny_runs import groups
 from trainer.config import GrpoConfig, ModelConfig, OptimConfig
 from trainer.distributed import world
@@ -49,17 +49,7 @@ def train(rank, size, port, model, out, shard_size, reduce_each, cpu_offload):
 
 torch.set_num_threads(1)
 for job in json.loads(sys.argv[1]):
-    children = []
-    for rank in range(job[0]):
-        if not (child := os.fork()):
-            code = 1
-            try:
-                train(rank, *job)
-                code = 0
-            finally:
-                os._exit(code)
-        children.append(child)
-    assert all(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0 for child in children)
+    run_ranks(job[0], lambda rank: train(rank, *job))
 """
 
 

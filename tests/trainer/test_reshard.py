@@ -12,12 +12,12 @@ import torch
 from rollout.weights import load_decoder
 from tests.trainer.test_mesh import ROOT, free_port
 
-# One import of torch serves all processes: each is forked off before any thread has been started.
 WORKER = """
-import json, os, sys, traceback
+import json, os, sys
 from pathlib import Path
 import torch
 from rollout.weights import full_tensors, save_decoder
+from tests.forked_ranks import run_ranks
 from tests.tiny_runs import groups, save_checkpoint
 from trainer.checkpoint import restore_
 from trainer.config import GrpoConfig, ModelConfig, OptimConfig
@@ -50,20 +50,7 @@ def run(rank, size, port, model, folder, restored, steps, keep):
 
 torch.set_num_threads(1)
 for job in json.loads(sys.argv[1]):
-    children = []
-    for rank in range(job[0]):
-        if not (child := os.fork()):
-            code = 1
-            try:
-                run(rank, *job)
-                code = 0
-            except BaseException:
-                traceback.print_exc()
-            finally:
-                sys.stderr.flush()
-                os._exit(code)
-        children.append(child)
-    assert all(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0 for child in children)
+    run_ranks(job[0], lambda rank: run(rank, *job))
     damaged = Path(job[3]) / "step-000004" / "__1_0.distcp"
     if damaged.is_file():
         damaged.write_bytes(damaged.read_bytes()[:-1])

@@ -106,7 +106,6 @@ def test_judgelrm(text, choice):
 
 def test_judgelrm_reads_999_recorded_outputs_as_they_were_counted():
     file = Path(__file__).resolve().parents[4] / "shared/data/parity/judgelrm7b_outputs.json"
-    file = file if file.exists() else Path("/work/shared/data/parity/judgelrm7b_outputs.json")
     if not file.exists():
         pytest.skip("shared/data/parity/judgelrm7b_outputs.json is not here")
     rows = json.loads(file.read_text(encoding="utf-8"))
