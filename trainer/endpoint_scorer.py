@@ -62,8 +62,6 @@ def open_endpoint(config: RewardConfig, seed: int) -> EndpointScorer:
     options += ["--concurrency", str(config.concurrency), "--api-key-env", config.api_key_env]
     try:
         judge = open_judge(parser.parse_args(options))
-    except argparse.ArgumentError as error:
-        raise ValueError(f"rlhf.reward: {error}") from None
-    except ValueError as error:
+    except (argparse.ArgumentError, ValueError) as error:
         raise ValueError(f"rlhf.reward: {error}") from None
     return EndpointScorer(judge, config.votes, config.task, max(1, config.concurrency // 4))

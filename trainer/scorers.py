@@ -13,10 +13,10 @@ keys and values are given back before the judge's are taken.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Real
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 
@@ -30,6 +30,8 @@ from rollout.scalar import load_scalar, score_all
 from rollout.vocabulary import load_tokenizer
 from trainer.checkers import Checker, load_function
 from trainer.rlhf_config import RewardConfig
+
+Asked = TypeVar("Asked")
 
 
 class ScorerFailure(Exception):
@@ -134,28 +136,19 @@ class ScalarScorer(_Taking):
         self.tokenizer = load_tokenizer(path)
 
     def finish(self) -> dict[Hashable, list[Scored]]:
-        taken, limit = self._emptied(), self.decoder.config.max_position_embeddings
-        chats: dict[tuple[int, ...], int] = {}  # distinct ones, by their place
-        placed: dict[Hashable, list[tuple[int | None, str | None]]] = {}
-        for key, (prompt, texts) in taken.items():
-            placed[key] = []
-            for text in texts:
-                try:
-                    chat = tuple(whole_chat(self.tokenizer, prompt.prompt, text, f"prompt {prompt.id}"))
-                    if len(chat) > limit:
-                        raise ValueError(f"the chat has {len(chat)} tokens; the reward model's limit is {limit}")
-                    placed[key].append((chats.setdefault(chat, len(chats)), None))
-                except ValueError as error:
-                    placed[key].append((None, str(error)))
-        scores = score_all(self.decoder, list(chats))
-        return {
-            key: [
-                Scored(scores[place]) if error is None and math.isfinite(scores[place])
-                else Scored(None, error or "the reward model gave no finite number")
-                for place, error in places
-            ]
-            for key, places in placed.items()
-        }  # fmt: skip
+        return _scored_once(self._emptied(), self._chat, self._score)
+
+    def _chat(self, prompt: PolicyPrompt, text: str) -> list[int]:
+        chat = whole_chat(self.tokenizer, prompt.prompt, text, f"prompt {prompt.id}")
+        if len(chat) > (limit := self.decoder.config.max_position_embeddings):
+            raise ValueError(f"the chat has {len(chat)} tokens; the reward model's limit is {limit}")
+        return chat
+
+    def _score(self, chats: Sequence[list[int]]) -> list[Scored]:
+        return [
+            Scored(score) if math.isfinite(score) else Scored(None, "the reward model gave no finite number")
+            for score in score_all(self.decoder, chats)
+        ]
 
 
 class JudgeScorer(_Taking):
@@ -175,25 +168,46 @@ class JudgeScorer(_Taking):
                 )
 
     def finish(self) -> dict[Hashable, list[Scored]]:
-        questions: dict[tuple[int, ...], Question] = {}  # distinct ones, by context
-        placed: dict[Hashable, list[tuple[int, ...] | str]] = {}  # contexts, or why there is none
-        for key, (prompt, texts) in self._emptied().items():
-            placed[key] = []
-            for text in texts:
-                try:
-                    question = self.judge.ask(prompt.prompt, text, self.task or prompt.task, f"prompt {prompt.id}")
-                except ValueError as error:
-                    placed[key].append(str(error))
-                else:
-                    placed[key].append(context := tuple(question.contexts[0]))
-                    questions.setdefault(context, question)
-        scored = dict(zip(questions, map(_of_judged, self.judge.answers(questions.values())), strict=True))
+        found = _scored_once(self._emptied(), self._ask, self._judge, lambda question: question.contexts[0])
         if self.judge.engine.device.type == "cuda":
             self.judge.engine.release_memory()  # keys and values would be in the way of an update
-        return {
-            key: [Scored(None, item) if isinstance(item, str) else scored[item] for item in items]
-            for key, items in placed.items()
-        }
+        return found
+
+    def _ask(self, prompt: PolicyPrompt, text: str) -> Question:
+        return self.judge.ask(prompt.prompt, text, self.task or prompt.task, f"prompt {prompt.id}")
+
+    def _judge(self, questions: Sequence[Question]) -> list[Scored]:
+        return list(map(_of_judged, self.judge.answers(questions)))
+
+
+def _scored_once(
+    taken: Mapping[Hashable, tuple[PolicyPrompt, Sequence[str]]],
+    ask: Callable[[PolicyPrompt, str], Asked],
+    score: Callable[[Sequence[Asked]], list[Scored]],
+    tokens: Callable[[Asked], Sequence[int]] = lambda asked: asked,
+) -> dict[Hashable, list[Scored]]:
+    """Scores of all answers; those that read the same are asked about once.
+
+    Args:
+        ask: what is asked of an answer, or a ValueError that says why nothing can be.
+        tokens: that are read.
+    """
+    distinct: dict[tuple[int, ...], Asked] = {}
+    placed: dict[Hashable, list[tuple[int, ...] | Scored]] = {}
+    for key, (prompt, texts) in taken.items():
+        placed[key] = []
+        for text in texts:
+            try:
+                asked = ask(prompt, text)
+            except ValueError as error:
+                placed[key].append(Scored(None, str(error)))
+            else:
+                placed[key].append(read := tuple(tokens(asked)))
+                distinct.setdefault(read, asked)
+    scored = dict(zip(distinct, score(list(distinct.values())), strict=True))
+    return {
+        key: [item if isinstance(item, Scored) else scored[item] for item in items] for key, items in placed.items()
+    }
 
 
 def _of_judged(judged: Judged) -> Scored:
