@@ -1,22 +1,27 @@
 """Stage `rlhf`: a policy's steps by hand, and tiny runs of it."""
 
+import copy
 import json
 import shutil
 
 import pytest
+import torch
 
 from patarm_core.policy_rows import PolicyPrompt
 from rollout.contexts import PromptConfig
 from rollout.judge import Judge
+from rollout.scalar import score_all
+from rollout.weights import save_decoder
 from tests import tiny_runs
-from trainer import rlhf
+from tests.models import config, random_decoder, tokenizer
+from trainer import rlhf, scorers
 from trainer.checkers import open_checker
 from trainer.endpoint_scorer import EndpointScorer
 from trainer.main import main
 from trainer.mistakes import Halt
 from trainer.policy import Answer, answer_metrics, answer_text
 from trainer.rlhf_config import RewardConfig, RlhfConfig
-from trainer.scorers import FunctionScorer, JudgeScorer, Scored, ScorerFailure, open_scorer
+from trainer.scorers import FunctionScorer, JudgeScorer, ScalarScorer, Scored, ScorerFailure, open_scorer
 
 
 def answer(score: float | None, num_tokens: int = 4, checked: float | None = None) -> Answer:
@@ -296,3 +301,21 @@ def test_rows_that_are_wrong(job, tmp_path, capsys):
     ):
         assert main(tiny_runs.arguments(job | {key: file})) == 1
         assert problem in capsys.readouterr().err
+
+
+def test_a_reward_model_scores_what_reads_the_same_once_and_says_what_it_cannot(tmp_path, monkeypatch):
+    decoder = random_decoder(config(is_scalar=True, max_position_embeddings=40, vocab_size=len(tokenizer())))
+    save_decoder(decoder, tmp_path)
+    chats = copy.copy(tokenizer())
+    chats.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    chats.save_pretrained(tmp_path)
+    asked = []
+    monkeypatch.setattr(scorers, "score_all", lambda model, some: asked.extend(some) or score_all(model, some))
+    scorer = ScalarScorer(str(tmp_path), torch.float32, torch.device("cpu"))
+    scorer.take("x", prompt(0), ["yes", "no", "yes"])
+    scorer.take("y", prompt(0), ["no", "tea " * 100])
+    found = scorer.finish()
+    assert len(asked) == 2 and [scored.score for scored in found["x"]][::2] == [score_all(decoder, asked[:1])[0]] * 2
+    assert found["y"][0] == found["x"][1] and found["x"][0] != found["x"][1]
+    assert found["y"][1].score is None and "the reward model's limit is 40" in found["y"][1].error
+    assert scorer.finish() == {}
