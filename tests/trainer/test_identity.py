@@ -94,10 +94,9 @@ def test_other_data_is_refused_and_nothing_is_touched(job, finished, tmp_path, c
 
 def test_the_checkpoint_of_another_run_is_refused(job, finished, tmp_path, capsys):
     out = without_model(finished, tmp_path)
-    for name in ("recipe.toml",):
-        text = (out / name).read_text()
-        assert "clip_low = 0.2" in text
-        (out / name).write_text(text.replace("clip_low = 0.2", "clip_low = 0.25"))
+    before_it, table, after = (out / "recipe.toml").read_text().partition("[grpo]\n")
+    assert "clip_low = 0.2" in after
+    (out / "recipe.toml").write_text(before_it + table + after.replace("clip_low = 0.2", "clip_low = 0.25", 1))
     before = look(out)
     capsys.readouterr()
     assert main(arguments(job | {"out": out, "resume": True, "grpo.clip_low": 0.25})) == 1
