@@ -1,4 +1,4 @@
-"""Two forms for models that answer: the policy of InFoBench, and its judge in a chat that grows.
+"""Two forms for models that answer: the policy of IFEval and InFoBench, and InFoBench's judge in a chat that grows.
 
 Both are asked and kept as judges are, by our engine or by an endpoint, so their runs resume and count alike.
 """

@@ -1,6 +1,6 @@
-"""InFoBench: a policy answers, then a judge is asked about what it has written.
+"""Benchmarks that a policy answers: IFEval, whose rules judge, and InFoBench, where a judge is asked about the answers.
 
-The judge is asked one question after the other in a chat that grows, as published (qinyiwei/InfoBench:
+InFoBench's judge is asked one question after the other in a chat that grows, as published (qinyiwei/InfoBench:
 evaluation.py); the instructions that open it are in our words.
 """
 
@@ -16,6 +16,8 @@ from eval.data.items import Data, Item
 from eval.judges.judge import Drawn, Judge, Question
 from eval.judgments import Judgments, open_judgments
 from eval.run_report import Voted, counts_of, write_reports
+from patarm_core.benchmarks.ifeval import read_instructions
+from patarm_core.fields import FieldError, Fields
 
 OPENING = (
     "You are given a text that was generated, with the input it was made from if there was one, and then questions "
@@ -23,6 +25,23 @@ OPENING = (
     "question asks; a small inaccuracy is enough for NO. NO means that it does not, or that it says nothing from which "
     "this could be told."
 )
+
+
+def run_ifeval(data: Data, policy: Judge, out: Path, retry: bool = False) -> list[Voted]:
+    """Writes responses, rows and reports into the folder; it goes on where it was interrupted.
+
+    Raises:
+        ValueError: one line, before anything is asked, about instructions that cannot be checked.
+    """
+    for item in data.items:
+        try:
+            read_instructions(Fields(item.row))
+        except FieldError as error:
+            raise ValueError(f"prompt {item.id} of {data.benchmark}: {error}") from None
+    answers = _answers(data, policy, out, retry)
+    rows = [{**item.row, "response": _response(answers[item.id])} for item in data.items]
+    drawn = [[answers[item.id]] for item in data.items]
+    return _reported(data, _settings(data, policy), rows, out, drawn, "responses")
 
 
 def run_infobench(data: Data, policy: Judge | None, judge: Judge, out: Path, retry: bool = False) -> list[Voted]:
@@ -42,13 +61,18 @@ def run_infobench(data: Data, policy: Judge | None, judge: Judge, out: Path, ret
                 raise ValueError(f"{item.id} of {data.benchmark} has no output; name the --model that answers")
             texts[item.id] = item.responses[0]
     else:
-        questions = [_asked(item) for item in data.items]
-        with open_judgments(out, _settings(data, policy), 1, keep_texts=True, name="responses") as responses:
-            responses.ask(policy, questions, "infobench, responses", retry)
-            texts = {item.id: _response(responses.of[item.id][0]) for item in data.items}
+        texts = {name: _response(answer) for name, answer in _answers(data, policy, out, retry).items()}
     with open_judgments(out, settings, 1, keep_texts=True) as judgments:
         rows, drawn = _judged(data, texts, judge, judgments, retry)
     return _reported(data, settings, rows, out, drawn, "judgments")
+
+
+def _answers(data: Data, policy: Judge, out: Path, retry: bool) -> dict[str, Drawn]:
+    """One answer to each item, by its id; responses.jsonl keeps them."""
+    questions = [_asked(item) for item in data.items]
+    with open_judgments(out, _settings(data, policy), 1, keep_texts=True, name="responses") as responses:
+        responses.ask(policy, questions, f"{data.benchmark}, responses", retry)
+        return {item.id: responses.of[item.id][0] for item in data.items}
 
 
 def _judged(

@@ -2,6 +2,7 @@
 
 python eval/main.py pairs --model DIR --data PAIRS.jsonl [--votes 1,8]             accuracy on preference pairs
 python eval/main.py rm_bench --model DIR --data PATH --out DIR [--votes 1,2,4,8]   a benchmark; `--help` lists all
+python eval/main.py ifeval --model DIR --data input_data.jsonl --out DIR           a policy answers, rules judge
 python eval/main.py aggregate BENCHMARK ROWS.jsonl                                 official numbers of anyone's scores
 """
 

@@ -1,4 +1,4 @@
-"""`eval/main.py rm_bench`, `rewardbench`, … `infobench`: local files and a judge in, a folder out."""
+"""`eval/main.py rm_bench`, … `infobench`, `ifeval`: local files and a judge or a policy in, a folder out."""
 
 from __future__ import annotations
 
@@ -7,8 +7,13 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from eval.data.items import Data
+
+if TYPE_CHECKING:
+    from eval.judges.form import Form
+    from eval.judges.judge import Judge
 
 JUDGED = {
     "rm_bench": "RM-Bench: chosen and rejected responses in three styles each",
@@ -38,14 +43,21 @@ def add_run_commands(commands: argparse._SubParsersAction) -> None:
     )
     infobench.add_argument("--judge-model", default="", help="a Hugging Face directory that answers yes or no")
     infobench.add_argument("--endpoint", default="", help="or an OpenAI-compatible endpoint that does")
-    infobench.add_argument("--max-completion-tokens", type=int, default=2048, help="of a response")
-    infobench.add_argument("--max-context-tokens", type=int, default=8192)
-    infobench.add_argument("--temperature", type=float, default=0.0, help="of responses; 0: greedy, as published")
-    infobench.add_argument("--seed", type=int, default=0)
-    infobench.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
-    infobench.add_argument("--max-rows", type=int, default=256, help="decoded side by side")
-    add_endpoint_options(infobench)
-    infobench.set_defaults(run=_run_infobench, order="drawn")  # one text is read at a time
+    infobench.set_defaults(run=_run_infobench)
+    ifeval = commands.add_parser("ifeval", help="IFEval: a model answers, and 25 rules judge")
+    _add_common(ifeval)
+    ifeval.add_argument("--model", default="", help="a Hugging Face directory that answers")
+    ifeval.add_argument("--endpoint", default="", help="or an OpenAI-compatible endpoint that does")
+    ifeval.set_defaults(run=_run_ifeval)
+    for command in (infobench, ifeval):
+        command.add_argument("--max-completion-tokens", type=int, default=2048, help="of a response")
+        command.add_argument("--max-context-tokens", type=int, default=8192)
+        command.add_argument("--temperature", type=float, default=0.0, help="of responses; 0: greedy, as published")
+        command.add_argument("--seed", type=int, default=0)
+        command.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+        command.add_argument("--max-rows", type=int, default=256, help="decoded side by side")
+        add_endpoint_options(command)
+        command.set_defaults(order="drawn")  # one text is read at a time
 
 
 def _add_common(command: argparse.ArgumentParser) -> None:
@@ -69,26 +81,45 @@ def _run_judged(options: argparse.Namespace) -> None:
 
 
 def _run_infobench(options: argparse.Namespace) -> None:
-    from eval.answer_forms import policy_form, yes_no_form
+    from eval.answer_forms import yes_no_form
     from eval.answer_run import run_infobench
     from eval.data.answered import read_infobench
-    from eval.judges.spec import open_endpoint, open_local
 
     data = _data(options, read_infobench)
     if bool(options.judge_model) == bool(options.endpoint):
         raise ValueError("name who answers yes or no: --judge-model DIR, or --endpoint URL with --endpoint-model NAME")
-    policy = None
-    if options.model:
-        form = policy_form()
-        sampling = replace(form.sampling, temperature=options.temperature, max_tokens=options.max_completion_tokens)
-        policy = open_local(form, "pointwise", sampling, options, options.model)
-    form = yes_no_form()
-    if options.endpoint:
-        judge = open_endpoint(form, "pointwise", form.sampling, options)
-    else:
-        judge = open_local(form, "pointwise", form.sampling, options, options.judge_model)
+    policy = _opened(_policy_form(options), options, options.model) if options.model else None
+    judge = _opened(yes_no_form(), options, options.judge_model)
     run_infobench(data, policy, judge, options.out, options.retry)
     _show(options.out)
+
+
+def _run_ifeval(options: argparse.Namespace) -> None:
+    from eval.answer_run import run_ifeval
+    from eval.data.answered import read_ifeval
+
+    data = _data(options, read_ifeval)
+    if bool(options.model) == bool(options.endpoint):
+        raise ValueError("name who answers: --model DIR, or --endpoint URL with --endpoint-model NAME")
+    run_ifeval(data, _opened(_policy_form(options), options, options.model), options.out, options.retry)
+    _show(options.out)
+
+
+def _policy_form(options: argparse.Namespace) -> Form:
+    from eval.answer_forms import policy_form
+
+    form = policy_form()
+    sampling = replace(form.sampling, temperature=options.temperature, max_tokens=options.max_completion_tokens)
+    return replace(form, sampling=sampling)
+
+
+def _opened(form: Form, options: argparse.Namespace, model: str) -> Judge:
+    """On our engine, or without a model at the endpoint that the options name."""
+    from eval.judges.spec import open_local, open_named_endpoint
+
+    if model:
+        return open_local(form, "pointwise", form.sampling, options, model)
+    return open_named_endpoint(form, "pointwise", form.sampling, options)
 
 
 def read_votes(text: str) -> list[int]:

@@ -70,10 +70,11 @@ def refuse_repeated(prompts: Sequence[PolicyPrompt]) -> None:
 
 def row_to_json(row: PolicyPrompt | ResponseExample) -> str:
     """The row as one line, without its line end; `of` gives it back."""
-    return json.dumps({**asdict(row), "prompt": _plain(row.prompt)}, ensure_ascii=False)
+    return json.dumps({**asdict(row), "prompt": plain(row.prompt)}, ensure_ascii=False)
 
 
-def _plain(prompt: Prompt) -> str | list[dict[str, str]]:
+def plain(prompt: Prompt) -> str | list[dict[str, str]]:
+    """As it stands in a row: a text, or messages of role and content."""
     return prompt if isinstance(prompt, str) else [message._asdict() for message in prompt]
 
 

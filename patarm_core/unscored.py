@@ -13,7 +13,8 @@ def filled(scores: Sequence[Sequence[Score]], rule: UnscoredRule) -> list[list[F
     """The rewards of each group; None where a completion is left out of the step.
 
         mean   an unscored completion gets the mean of its group's scores: the group's mean stays what it was, and the
-               completion is neither better nor worse than it. A group without any score gets 0 throughout.
+               completion is neither better nor worse than it. A group without any score has no mean and is left out: an
+               invented one would be a reward where the baseline is that of the step ("reinforce++").
         drop   it is left out, as if it had not been drawn; of a group with fewer than two scores everything is, for
                one score cannot be compared.
 
@@ -27,7 +28,7 @@ def filled(scores: Sequence[Sequence[Score]], rule: UnscoredRule) -> list[list[F
 
 def _mean_filled(group: Sequence[Score]) -> list[Fraction | None]:
     mean = mean_score(group)
-    return [exact(0 if mean is None else mean) if score is None else exact(score) for score in group]
+    return [mean if score is None else exact(score) for score in group]
 
 
 def _dropped(group: Sequence[Score]) -> list[Fraction | None]:

@@ -6,14 +6,19 @@
 
 The judge runs elsewhere, `rollout/main.py serve --model DIR`. `extra_info` of a row of the data holds "prompt", a text
 or messages, and may hold "task"; what else verl hands over is passed over. verl takes a number: a response that the
-judge gives no score raises, for 0 would be the worst there is.
+judge gives no score raises unless `unscored` says what it counts for, as 0 would be the worst there is.
 """
 
 from __future__ import annotations
 
 import json
+import random
+import time
 import urllib.error
 import urllib.request
+from http.client import HTTPException
+
+_BUSY = (429, 503)
 
 
 def compute_score(
@@ -25,6 +30,7 @@ def compute_score(
     url: str = "http://127.0.0.1:8000",
     votes: int | None = None,
     timeout: float = 600.0,
+    unscored: float | None = None,
     **_: object,
 ) -> float:
     """The mean score, 0 to 10, of the response `solution_str`.
@@ -32,7 +38,8 @@ def compute_score(
     Args:
         url: of the server.
         votes: judgments of the response; None: as many as the server was started with.
-        timeout: seconds for one reply.
+        timeout: seconds for a reply; a server that has no room is asked again within them.
+        unscored: what a response counts for that no judgment has a score of, such as 5; None: it raises.
 
     Raises:
         ValueError: there is no prompt, or no judgment has a score.
@@ -45,16 +52,28 @@ def compute_score(
     asked = {"prompt": prompt, "response": solution_str}
     asked |= {"task": extra["task"]} if "task" in extra else {}
     asked |= {} if votes is None else {"n": votes}
-    request = urllib.request.Request(
-        f"{url.rstrip('/')}/score", json.dumps(asked).encode(), {"Content-Type": "application/json"}
-    )
-    try:
-        with urllib.request.urlopen(request, timeout=timeout) as reply:
-            judged = json.load(reply)
-    except urllib.error.HTTPError as error:
-        raise RuntimeError(f"{url}: {error.code}: {error.read().decode(errors='replace')[:500]}") from None
-    except OSError as error:
-        raise RuntimeError(f"{url}: {error}") from None
-    if judged["score"] is None:
+    score = _reply(f"{url.rstrip('/')}/score", asked, timeout)["score"]
+    if score is None and unscored is None:
         raise ValueError(f"a row of {data_source}: no judgment of the response has a score")
-    return judged["score"]
+    return unscored if score is None else score
+
+
+def _reply(url: str, asked: dict, timeout: float) -> dict:
+    """verl asks for a whole batch at once, which is more than a server may have open: a busy one is asked again."""
+    request = urllib.request.Request(url, json.dumps(asked).encode(), {"Content-Type": "application/json"})
+    end = time.monotonic() + timeout
+    while True:
+        try:
+            with urllib.request.urlopen(request, timeout=max(0.001, end - time.monotonic())) as reply:
+                judged = json.load(reply)
+            if not isinstance(judged, dict) or "score" not in judged:
+                raise RuntimeError(f"{url}: the reply has no score; is it a server of rollout/main.py serve?")
+            return judged
+        except urllib.error.HTTPError as error:
+            told, after = error.read().decode(errors="replace")[:500], error.headers.get("retry-after", "")
+            wait_s = (float(after) if after.isdecimal() else 1.0) * random.uniform(0.5, 1.5)  # not all at once again
+            if error.code not in _BUSY or time.monotonic() + wait_s > end:
+                raise RuntimeError(f"{url}: {error.code}: {told}") from None
+        except (OSError, HTTPException, ValueError) as error:
+            raise RuntimeError(f"{url}: {type(error).__name__}: {error}") from None
+        time.sleep(wait_s)

@@ -74,8 +74,8 @@ class DataConfig:
     prompts: str = ""  # for rlhf
     dev_prompts: str = ""  # watched during training
     held_out_prompts: str = ""  # for the reported result
-    # What an answer is checked by: "embedded" or "module:function", called as function(prompt, response, checks) for a
-    # number from 0 to 1; empty: nothing but the reward is known of an answer.
+    # What an answer is checked by: "embedded"; "ifeval", by the rules that `checks` names; or "module:function", called
+    # as function(prompt, response, checks) for a number from 0 to 1. Empty: of an answer only the reward is known.
     checker: str = ""
     label_noise: float = 0.0  # seeded share of training pairs whose sides are flipped (figure 4)
     embedded: EmbeddedConfig = field(default_factory=EmbeddedConfig)

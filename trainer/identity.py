@@ -1,22 +1,26 @@
-"""Whose run a checkpoint belongs to: the model's shapes, the tokenizer, the recipe and the data it was trained on."""
+"""Whose run a checkpoint belongs to: the model's shapes, the tokenizer, the recipe, the data it was trained on, and
+the reward model that scored.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Iterable
+from pathlib import Path
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from patarm_core.pairs import judgment_to_json, pair_to_json
 from patarm_core.policy_rows import row_to_json
-from rollout.contexts import ContextBuilder
+from rollout.contexts import ContextBuilder, load_rubrics
 from rollout.decoder import Decoder, DecoderConfig
 from trainer.config import Recipe
 from trainer.data import RunData
 from trainer.run_folder import settings_that_matter
 
+_READ = (".safetensors", ".bin", ".json", ".jinja", ".model")  # of a model's directory
 _PROBE = "<think>It's 12.5 times\n\n\tas good: naïve, 好, 👍</think> <answer>8</answer>"
 
 
@@ -30,6 +34,7 @@ def run_identity(recipe: Recipe, data: RunData, contexts: ContextBuilder, model:
         "tokenizer": _tokenizer_hash(contexts.tokenizer),
         "data": _sha256([*rows, repr(contexts.book)]),
         "recipe": settings_that_matter(recipe),
+        "reward": _reward_hash(recipe),
     }
     return json.loads(json.dumps(identity))  # tuples are lists there
 
@@ -47,6 +52,8 @@ def difference(saved: dict, now: dict) -> str | None:
             return f"{key} was {saved['recipe'][key]!r} there and is {value!r} in this run"
     if saved["data"] != now["data"]:
         return "it was trained with other data (judgments, pairs, dev pairs or rubrics) than this run's"
+    if saved.get("reward", now["reward"]) != now["reward"]:  # one that is older does not say
+        return f"{now['recipe']['rlhf.reward.model']} (rlhf.reward.model) or its rubrics have changed since"
     return None
 
 
@@ -65,6 +72,22 @@ def _tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
     probe = tokenizer.encode(_PROBE, add_special_tokens=False)
     vocabulary = [f"{token} {index}" for token, index in sorted(tokenizer.get_vocab().items())]
     return _sha256([*vocabulary, str(probe), str(tokenizer.eos_token_id), tokenizer.chat_template or ""])
+
+
+def _reward_hash(recipe: Recipe) -> str | None:
+    """Of what scores a policy's answers, by content: a judge that is trained again leaves the same path.
+
+    Of an endpoint only the rubrics are here; of a function nothing.
+    """
+    reward = recipe.rlhf.reward
+    if "rlhf" not in recipe.stages or reward.kind not in ("judge", "scalar", "endpoint"):
+        return None
+    lines = [] if reward.kind == "scalar" else [repr(load_rubrics(reward.prompt.rubrics_file))]
+    for file in sorted(Path(reward.model).iterdir()) if reward.kind != "endpoint" else ():
+        if file.suffix in _READ:
+            with open(file, "rb") as content:
+                lines.append(f"{file.name} {hashlib.file_digest(content, 'sha256').hexdigest()}")
+    return _sha256(lines)
 
 
 def _sha256(lines: Iterable[str]) -> str:

@@ -93,10 +93,12 @@ def _examiner(recipe: Recipe, data: RunData, device: torch.device) -> Examiner:
         checker = open_checker(name)
     except ValueError as error:
         raise ValueError(f"data.checker: {error}") from None
-    scorer = None
+    scorer, prompts = None, [*data.prompts, *data.dev_prompts, *data.held_out_prompts]
+    if checker is not None:
+        checker.check(prompts)
     if "rlhf" in recipe.stages:
         scorer = open_scorer(recipe.rlhf.reward, checker, recipe.seed, device)
-        scorer.check([*data.prompts, *data.dev_prompts, *data.held_out_prompts])
+        scorer.check(prompts)
     return Examiner(answer_after=recipe.rlhf.answer_after, checker=checker, scorer=scorer)
 
 

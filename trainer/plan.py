@@ -77,7 +77,8 @@ def plan(recipe: Recipe, options: argparse.Namespace) -> tuple[str, bool]:
         ValueError: one line about lengths or sizes that cannot be.
     """
     if recipe.role == "policy":
-        raise ValueError('--plan: knows judges alone, and not role = "policy"')
+        why = "of a policy it would leave out the reward model and its judgments"
+        raise ValueError(f'--plan: estimates the training of judges, and not role = "policy": {why}')
     name, shape = _shape(recipe, options.model)
     jobs = [_job(recipe, stage, shape, options) for stage in recipe.stages]
     lines = [line for job in jobs for line in _report(job, name)]

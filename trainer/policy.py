@@ -15,13 +15,13 @@ from rollout.contexts import ContextBuilder
 from rollout.decoder import DecoderConfig
 from rollout.engine import Engine
 from rollout.params import SamplingParams
-from trainer.checkers import Checker
+from trainer.checkers import Checker, CheckerFailure
 from trainer.config import Recipe
 from trainer.distributed import World
 from trainer.learner import Learner
 from trainer.mistakes import Halt
 from trainer.replica import Replica
-from trainer.scorers import Scored, Scorer, ScorerFailure
+from trainer.scorers import Scored, Scorer, ScorerFailure, Unwanted
 from trainer.shared_rollout import Drawn, SharedRollout, Sides
 
 
@@ -97,9 +97,22 @@ def draw_answers(
         What this rank drew; how work was spread, as metrics; and the answers to all prompts, on every rank.
 
     Raises:
-        Halt: nothing can be scored.
+        Halt: nothing can be scored, or a checker fails.
     """
     world, scorer, own = shared.world, examiner.scorer, {}
+    failures: list[str] = []
+
+    def is_leaving() -> bool:
+        return world.stop.is_requested and world.stop.on_pause is not None
+
+    def checked(prompt: PolicyPrompt, text: str) -> float | None:
+        if examiner.checker is None or failures:
+            return None
+        try:
+            return examiner.checker(prompt, text)
+        except CheckerFailure as error:  # ranks halt together, after the last prompt
+            failures.append(str(error))
+            return None
 
     def keep(prompt: PolicyPrompt, sides: Sides) -> Sides:
         (completions,) = sides
@@ -107,7 +120,7 @@ def draw_answers(
         own[prompt.key] = [
             Answer(
                 text, len(completion.token_ids), completion.finish_reason == "length",
-                None if examiner.checker is None else examiner.checker(prompt, text), None,
+                checked(prompt, text), None,
             )
             for text, completion in zip(texts, completions, strict=True)
         ]  # fmt: skip
@@ -117,22 +130,22 @@ def draw_answers(
 
     with phase("rollout_s"):
         drawn = shared.draw(engine, prompts, sampling, keep, progress)
-    failure = None
-    is_leaving = world.stop.is_requested and world.stop.on_pause is not None
     with phase("judge_s"):
         start = perf_counter()
-        if scorer is not None and not is_leaving:
+        if scorer is not None and not is_leaving() and not failures:
             try:
-                for key, scored in scorer.finish().items():
+                for key, scored in scorer.finish(is_leaving).items():
                     own[key] = [replace(a, scored=s) for a, s in zip(own[key], scored, strict=True)]
-            except ScorerFailure as error:
-                failure = str(error)
+            except (ScorerFailure, CheckerFailure) as error:
+                failures.append(str(error))
+            except Unwanted:  # `wait` leaves
+                pass
         drawn = replace(drawn, seconds=drawn.seconds + perf_counter() - start)
     with phase("wait_s"):
         spread = shared.wait(drawn)  # for the rank that takes longest
-    told = world.gather((failure, own))
-    if failures := [failure for failure, _ in told if failure]:
-        raise Halt(failures[0])
+    told = world.gather((failures, own))
+    if everywhere := [failure for of_rank, _ in told for failure in of_rank]:
+        raise Halt(everywhere[0])
     return drawn, spread, {key: answers for _, of_rank in told for key, answers in of_rank.items()}
 
 

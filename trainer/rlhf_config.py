@@ -26,7 +26,7 @@ class RewardConfig:
     temperature: float = 1.0
     well_formed: bool = False  # judge: draw only tokens that keep a judgment readable
     max_rows: int = 512  # judge: judgments decoded side by side on one rank
-    kv_gib: float = 0.0  # judge: as rollout.kv_gib; the two engines take turns
+    kv_gib: float = 0.0  # judge: as rollout.kv_gib, the two engines take turns; 0: 4, on a GPU too
     # callable: "module:function", called as function(prompts, completions, task=[…], checks=[…]) for a list of scores,
     # None where there is none (TRL's form)
     function: str = ""

@@ -21,6 +21,7 @@ from trainer.distributed import World
 _MAY_CHANGE = {
     "out", "resume", "num_processes", "activation_checkpointing", "max_rows", "tokens_per_micro_batch",
     "checkpoint_every", "checkpoint_keep", "stop_within_s", "reduce_each_micro_batch", "shard_size", "cpu_offload",
+    "kv_gib", "url", "api_key_env", "concurrency",
 }  # fmt: skip
 _MAY_CHANGE_TABLES = ("watch", "log")
 STEP_LOGS = ("metrics.jsonl", "samples.jsonl", "warnings.jsonl")  # lines that name their stage and step

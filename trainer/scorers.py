@@ -15,13 +15,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from numbers import Real
 from typing import Protocol, TypeVar
 
 import torch
 
 from patarm_core.par import Score
-from patarm_core.policy_rows import PolicyPrompt
+from patarm_core.policy_rows import PolicyPrompt, plain
 from rollout.chat import whole_chat
 from rollout.engine import EngineConfig
 from rollout.judge import Judge
@@ -34,8 +35,19 @@ from trainer.rlhf_config import RewardConfig
 Asked = TypeVar("Asked")
 
 
+KV_GIB = 4.0  # of a judge that is told no other
+
+
 class ScorerFailure(Exception):
     """Nothing can be scored: told in one line, and the run halts."""
+
+
+class Unwanted(Exception):
+    """The run leaves, and nobody waits for the scores any more."""
+
+
+def never() -> bool:
+    return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +66,15 @@ class Scorer(Protocol):
     def take(self, key: Hashable, prompt: PolicyPrompt, texts: Sequence[str]) -> None:
         """Takes the answers to one prompt, and may begin with them. `key` is new since the last `finish`."""
 
-    def finish(self) -> dict[Hashable, list[Scored]]:
+    def finish(self, is_leaving: Callable[[], bool] = never) -> dict[Hashable, list[Scored]]:
         """The scores of all answers that were taken, by key and in order; gives the memory of a GPU back.
+
+        Args:
+            is_leaving: whether the run is about to end; a scorer that takes long looks at it now and then.
 
         Raises:
             ScorerFailure: there are none to be had.
+            Unwanted: the run is leaving.
         """
 
 
@@ -85,7 +101,7 @@ class CheckerScorer(_Taking):
 
     checker: Checker
 
-    def finish(self) -> dict[Hashable, list[Scored]]:
+    def finish(self, is_leaving: Callable[[], bool] = never) -> dict[Hashable, list[Scored]]:
         return {
             key: [Scored(self.checker(prompt, text)) for text in texts]
             for key, (prompt, texts) in self._emptied().items()
@@ -99,13 +115,13 @@ class FunctionScorer(_Taking):
     name: str
     function: Callable
 
-    def finish(self) -> dict[Hashable, list[Scored]]:
+    def finish(self, is_leaving: Callable[[], bool] = never) -> dict[Hashable, list[Scored]]:
         taken = self._emptied()
         asked = [(prompt, text) for prompt, texts in taken.values() for text in texts]
         try:
             found = list(
                 self.function(
-                    [prompt.prompt for prompt, _ in asked], [text for _, text in asked],
+                    [plain(prompt.prompt) for prompt, _ in asked], [text for _, text in asked],
                     task=[prompt.task for prompt, _ in asked], checks=[prompt.checks for prompt, _ in asked],
                 )
             ) if asked else []  # fmt: skip
@@ -135,7 +151,7 @@ class ScalarScorer(_Taking):
         self.decoder = load_scalar(path, dtype, device)
         self.tokenizer = load_tokenizer(path)
 
-    def finish(self) -> dict[Hashable, list[Scored]]:
+    def finish(self, is_leaving: Callable[[], bool] = never) -> dict[Hashable, list[Scored]]:
         return _scored_once(self._emptied(), self._chat, self._score)
 
     def _chat(self, prompt: PolicyPrompt, text: str) -> list[int]:
@@ -159,25 +175,37 @@ class JudgeScorer(_Taking):
         self.judge, self.task = judge, task
 
     def check(self, prompts: Sequence[PolicyPrompt]) -> None:
-        tasks = self.judge.contexts.book.tasks
-        for prompt in prompts:
-            if (task := self.task or prompt.task) not in tasks:
-                raise ValueError(
-                    f"prompt {prompt.id} of {prompt.source}: task: there are no rubrics for {task!r}; there are for "
-                    f"{', '.join(tasks)} (rlhf.reward.prompt.rubrics_file), and rlhf.reward.task names one for all"
-                )
+        if self.judge.contexts.config.template != "general":  # whose prompt has no rubrics
+            refuse_unknown_tasks(prompts, self.task, self.judge.contexts.book.tasks)
 
-    def finish(self) -> dict[Hashable, list[Scored]]:
-        found = _scored_once(self._emptied(), self._ask, self._judge, lambda question: question.contexts[0])
-        if self.judge.engine.device.type == "cuda":
-            self.judge.engine.release_memory()  # keys and values would be in the way of an update
-        return found
+    def finish(self, is_leaving: Callable[[], bool] = never) -> dict[Hashable, list[Scored]]:
+        score = partial(self._judge, is_leaving=is_leaving)
+        try:
+            return _scored_once(self._emptied(), self._ask, score, lambda question: question.contexts[0])
+        finally:
+            if self.judge.engine.device.type == "cuda":
+                self.judge.engine.release_memory()  # keys and values would be in the way of an update
 
     def _ask(self, prompt: PolicyPrompt, text: str) -> Question:
         return self.judge.ask(prompt.prompt, text, self.task or prompt.task, f"prompt {prompt.id}")
 
-    def _judge(self, questions: Sequence[Question]) -> list[Scored]:
-        return list(map(_of_judged, self.judge.answers(questions)))
+    def _judge(self, questions: Sequence[Question], is_leaving: Callable[[], bool]) -> list[Scored]:
+        found = []
+        for judged in self.judge.answers(questions):
+            if is_leaving():
+                raise Unwanted
+            found.append(_of_judged(judged))
+        return found
+
+
+def refuse_unknown_tasks(prompts: Sequence[PolicyPrompt], task: str, tasks: Sequence[str]) -> None:
+    """ValueError, one line, if a prompt's task, or `task` for all, is not one of those that a judge has rubrics for."""
+    for prompt in prompts:
+        if (named := task or prompt.task) not in tasks:
+            raise ValueError(
+                f"prompt {prompt.id} of {prompt.source}: task: there are no rubrics for {named!r}; there are for "
+                f"{', '.join(tasks)} (rlhf.reward.prompt.rubrics_file), and rlhf.reward.task names one for all"
+            )
 
 
 def _scored_once(
@@ -233,9 +261,9 @@ def open_scorer(config: RewardConfig, checker: Checker | None, seed: int, device
         right = 'rlhf.reward.function is "module:function"'
         return FunctionScorer(config.function, load_function(config.function, right))
     if config.kind == "endpoint":
-        from trainer.endpoint_scorer import open_endpoint
+        from trainer.endpoint_scorer import open_scorer_at_endpoint
 
-        return open_endpoint(config, seed)
+        return open_scorer_at_endpoint(config, seed)
     dtype = getattr(torch, config.dtype)
     if config.kind == "scalar":
         return ScalarScorer(config.model, dtype, device)
@@ -243,7 +271,8 @@ def open_scorer(config: RewardConfig, checker: Checker | None, seed: int, device
         config.model, rubrics=config.prompt.rubrics, template=config.prompt.template,
         rubrics_file=config.prompt.rubrics_file, max_context_tokens=config.prompt.max_context_tokens,
         well_formed=config.well_formed, dtype=dtype, device=str(device),
-        engine_config=EngineConfig(max_rows=config.max_rows, kv_gib=config.kv_gib or None),
+        # Told, and not what is free now: the policy is not there yet, and its gradients and moments come last of all.
+        engine_config=EngineConfig(max_rows=config.max_rows, kv_gib=config.kv_gib or KV_GIB),
         num_votes=config.votes, max_completion_tokens=config.max_completion_tokens, temperature=config.temperature,
         seed=seed,
     )  # fmt: skip

@@ -22,10 +22,12 @@ from eval.judges.baselines.rrm import RRM
 from eval.judges.form import Form, Sampling, Template
 from eval.judges.patarm import patarm_form
 from patarm_core.fields import FieldError, Fields, read_object
+from patarm_core.judgment import RubricSetting
 from rollout.contexts import load_rubrics, read_text
 from rollout.options import model_files
 
 if TYPE_CHECKING:
+    from eval.judges.endpoint import EndpointJudge
     from eval.judges.judge import Judge
     from eval.judges.local import EngineJudge
 
@@ -88,21 +90,29 @@ def open_judge(options: argparse.Namespace, environment: Mapping[str, str] = os.
     name = options.judge or ("general" if options.endpoint else "patarm")
     if name == "scalar":
         return _scalar(options)
-    form = _form(name, options)
+    if options.prompt_file and name not in BASELINES:
+        raise ValueError(f"--prompt-file {options.prompt_file}: is for a baseline, not for the judge {name}")
+    form = judge_form(name, options.rubrics, options.template, options.rubrics_file)
+    form = _with_prompts(form, options.prompt_file) if options.prompt_file else form
     mode = options.mode or next(iter(form.asks))
     form.check(mode)
     sampling = _sampling(form.sampling, options)
-    return (open_endpoint if options.endpoint else _local)(form, mode, sampling, options, environment)
+    if not options.endpoint:
+        return _local(form, mode, sampling, options)
+    return open_named_endpoint(form, mode, sampling, options, environment)
 
 
-def _form(name: str, options: argparse.Namespace) -> Form:
+def judge_form(name: str, rubrics: RubricSetting = "adaptive", template: str = "full", rubrics_file: str = "") -> Form:
+    """How the generative judge of that name is asked; baselines pass over rubrics and template.
+
+    Raises:
+        ValueError: one line; there is no such judge, or no such file of rubrics.
+    """
     if name in BASELINES:
-        form = BASELINES[name]
-        return _with_prompts(form, options.prompt_file) if options.prompt_file else form
-    if options.prompt_file:
-        raise ValueError(f"--prompt-file {options.prompt_file}: is for a baseline, not for the judge {name}")
-    template = "general" if name == "general" else options.template
-    return patarm_form(load_rubrics(options.rubrics_file), options.rubrics, template)
+        return BASELINES[name]
+    if name not in ("patarm", "general"):
+        raise ValueError(f"{name!r} is no judge that writes; expected one of patarm, general, {', '.join(BASELINES)}")
+    return patarm_form(load_rubrics(rubrics_file), rubrics, "general" if name == "general" else template)
 
 
 def _with_prompts(form: Form, file: str) -> Form:
@@ -135,7 +145,7 @@ def _sampling(default: Sampling, options: argparse.Namespace) -> Sampling:
     return replace(default, **{name: value for name, value in given.items() if value is not None})
 
 
-def _local(form: Form, mode: str, sampling: Sampling, options: argparse.Namespace, environment: Mapping) -> Judge:
+def _local(form: Form, mode: str, sampling: Sampling, options: argparse.Namespace) -> Judge:
     if options.well_formed and form.name != "patarm":
         raise ValueError(f"--well-formed: is for the format of the judge patarm, not for {form.name}")
     judge = open_local(form, mode, sampling, options, options.model)
@@ -183,35 +193,77 @@ def _scalar(options: argparse.Namespace) -> Judge:
     )
 
 
-def open_endpoint(
+def open_named_endpoint(
     form: Form, mode: str, sampling: Sampling, options: argparse.Namespace, environment: Mapping[str, str] = os.environ
-) -> Judge:
+) -> EndpointJudge:
     """Any form at the endpoint that the options name; errors as in `open_judge`."""
-    from eval.judges.chat_client import ChatClient, Retries
-    from eval.judges.endpoint import EndpointJudge, Price
-    from eval.judges.rate_limit import RateLimit
+    from eval.judges.endpoint import Price
 
     if not options.endpoint_model:
         raise ValueError("--endpoint-model: missing; name the model as the endpoint knows it")
-    api_key = ""
-    if options.api_key_env:
-        api_key = environment.get(options.api_key_env, "").strip()
-        if not api_key or not api_key.isascii() or len(api_key.split()) != 1:
-            raise ValueError(f"--api-key-env {options.api_key_env}: expected a variable that holds one word of ASCII")
     for name, least in (("max_tries", 1), ("timeout", 0.001)):
         if getattr(options, name) < least:
             raise ValueError(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(options, name)}")
     try:
+        api_key = read_api_key(options.api_key_env, environment)
+    except ValueError as error:
+        raise ValueError(f"--api-key-env {error}") from None
+    try:
         extra = read_object(options.endpoint_extra) if options.endpoint_extra else {}
     except ValueError as error:
         raise ValueError(f"--endpoint-extra: {error}") from None
+    return open_endpoint(
+        form, mode, sampling, url=options.endpoint, model=options.endpoint_model, api_key=api_key, seed=options.seed,
+        order=options.order, concurrency=options.concurrency, requests_per_minute=options.requests_per_minute,
+        timeout_s=options.timeout, max_tries=options.max_tries, extra=extra,
+        price=Price(tokens_in=options.price_in, tokens_out=options.price_out),
+    )  # fmt: skip
+
+
+def read_api_key(variable: str, environment: Mapping[str, str] = os.environ) -> str:
+    """The key that an environment variable holds; empty where none is named. ValueError if it cannot be one."""
+    if not variable:
+        return ""
+    key = environment.get(variable, "").strip()
+    if not key or not key.isascii() or len(key.split()) != 1:
+        raise ValueError(f"{variable}: expected a variable that holds one word of ASCII")
+    return key
+
+
+def open_endpoint(
+    form: Form,
+    mode: str,
+    sampling: Sampling,
+    *,
+    url: str,
+    model: str,
+    api_key: str = "",
+    requests_per_minute: float | None = None,
+    timeout_s: float = 120.0,
+    max_tries: int = 6,
+    **settings: object,
+) -> EndpointJudge:
+    """Any form at an OpenAI-compatible endpoint.
+
+    Args:
+        url: of the API, such as https://api.openai.com/v1.
+        model: its name there.
+        timeout_s: for one reply.
+        max_tries: of one request.
+        settings: further fields of EndpointJudge.
+
+    Raises:
+        ValueError: one line; the URL is none, or a number is out of its range.
+    """
+    from eval.judges.chat_client import ChatClient, Retries
+    from eval.judges.endpoint import EndpointJudge
+    from eval.judges.rate_limit import RateLimit
+
     client = ChatClient(
-        options.endpoint, api_key=api_key, timeout_s=options.timeout, retries=Retries(max_tries=options.max_tries),
-        limit=RateLimit(options.requests_per_minute),
+        url, api_key=api_key, timeout_s=timeout_s, retries=Retries(max_tries=max_tries),
+        limit=RateLimit(requests_per_minute),
     )  # fmt: skip
     return EndpointJudge(
-        client=client, form=form, mode=mode, sampling=sampling, model=options.endpoint_model, seed=options.seed,
-        name=f"{options.endpoint_model} ({form.name}, {mode})", order=options.order,
-        concurrency=options.concurrency, extra=extra, requests_per_minute=options.requests_per_minute,
-        price=Price(tokens_in=options.price_in, tokens_out=options.price_out),
+        client=client, form=form, mode=mode, sampling=sampling, model=model, name=f"{model} ({form.name}, {mode})",
+        requests_per_minute=requests_per_minute, **settings,
     )  # fmt: skip

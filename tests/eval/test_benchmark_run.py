@@ -172,6 +172,38 @@ def test_infobench_asks_about_recorded_outputs_or_those_of_a_model(tiny_judge, t
     assert "who answers yes or no" in capsys.readouterr().err
 
 
+def test_ifeval_has_a_model_answer_and_goes_on_where_it_was_cut(tiny_judge, tmp_path, capsys):
+    long = {"instruction_id_list": ["length_constraints:number_words"], "kwargs": [{"relation": "less than"}]}
+    long["kwargs"][0]["num_words"] = 3
+    rows = [layouts.ifeval_row(1000), layouts.ifeval_row(1001, prompt="Write little.", **long)]
+    data = layouts.lines(tmp_path / "input_data.jsonl", rows)
+    command = ["ifeval", "--model", str(tiny_judge), "--data", str(data), "--max-completion-tokens", "8"]
+    run = tmp_path / "run"
+    assert main([*command, "--out", str(run)]) == 0
+    told = capsys.readouterr().out
+    before, report = contents(run), json.loads((run / "report.json").read_text())
+    written = [json.loads(line) for line in (run / "rows.jsonl").read_text().splitlines()]
+    assert [row["key"] for row in written] == [1000, 1001] and all(row["response"] for row in written)
+    again = aggregate("ifeval", run / "rows.jsonl")
+    assert [metric.value for metric in again.metrics] == [metric["value"] for metric in report["metrics"]]
+    assert "Prompt strict" in told and "number_words" in told
+    lines = (run / "responses.jsonl").read_bytes().splitlines(keepends=True)
+    (run / "responses.jsonl").write_bytes(lines[0] + lines[1][:20])
+    (run / "report.json").unlink()
+    assert main([*command, "--out", str(run)]) == 0
+    assert {**contents(run), "responses.jsonl": b""} == {**before, "responses.jsonl": b""}
+    assert (run / "responses.jsonl").read_bytes().splitlines()[0] + b"\n" == lines[0]
+    wrong = layouts.lines(tmp_path / "wrong.jsonl", [layouts.ifeval_row(5, instruction_id_list=["no:such"])])
+    for arguments, message in (
+        ([*command[:3], "--data", str(wrong)], 'prompt 5 of ifeval: instruction_id_list[0]: is "no:such"'),
+        (["ifeval", "--data", str(data)], "name who answers"),
+        ([*command, "--endpoint", "http://x"], "name who answers"),
+    ):
+        assert main([*arguments, "--out", str(tmp_path / "none")]) == 1
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
+
+
 @pytest.mark.parametrize(
     "rows, message",
     [

@@ -17,8 +17,8 @@ groups = st.lists(st.lists(scores, min_size=1, max_size=8), max_size=5)
 @given(groups)
 def test_by_mean_every_answer_has_a_reward_and_the_group_keeps_its_mean(given_scores):
     for group, rewards in zip(given_scores, filled(given_scores, "mean"), strict=True):
-        assert None not in rewards
-        assert mean_score(rewards) == (mean_score(group) or 0)
+        assert (None in rewards) == (mean_score(group) is None)
+        assert mean_score(rewards) == mean_score(group)
         assert [r for r, s in zip(rewards, group, strict=True) if s is not None] == [s for s in group if s is not None]
 
 
@@ -35,7 +35,7 @@ def test_an_unscored_answer_is_never_a_zero():
     assert rewards == [8, 7, 6]
     assert group_relative([float(r) for r in rewards], [0] * 3)[1] == pytest.approx(0, abs=1e-12)
     assert filled([[8.0, None, 6.0], [None, 5.0]], "drop") == [[8, None, 6], [None, None]]
-    assert filled([[None, None]], "mean") == [[0, 0]]
+    assert filled([[None, None]], "mean") == [[None, None]]  # nor where there is no mean
 
 
 def test_an_unknown_rule():

@@ -1,5 +1,8 @@
 """The reward function as verl calls it, against a live server."""
 
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
 import pytest
 
 from patarm_core.rubrics import default_rubrics
@@ -39,6 +42,39 @@ def test_the_score_is_the_mean_of_the_votes(url):
 def test_what_has_no_score_is_not_a_zero(url):
     with pytest.raises(ValueError, match="a row of mine: no judgment of the response has a score"):
         compute_score("mine", "mute", "", EXTRA, url=url)
+    assert compute_score("mine", "mute", "", EXTRA, url=url, unscored=4.5) == 4.5
+    assert compute_score("mine", "So.", "", EXTRA, url=url, unscored=4.5) == 5.0
+
+
+class Busy(BaseHTTPRequestHandler):
+    """Refuses the first two of three requests, then answers with `reply`."""
+
+    num_asked, reply = 0, b'{"score": 7.5}'
+
+    def do_POST(self):
+        type(self).num_asked += 1
+        is_busy = self.num_asked % 3
+        self.send_response(429 if is_busy else 200)
+        self.send_header("Retry-After", "0")
+        self.end_headers()
+        self.wfile.write(b"later" if is_busy else self.reply)
+
+    def log_message(self, *_):
+        return
+
+
+def test_a_server_without_room_is_asked_again_and_another_program_is_told():
+    with ThreadingHTTPServer(("127.0.0.1", 0), Busy) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        here = f"http://127.0.0.1:{server.server_port}"
+        assert compute_score("mine", "So.", "", EXTRA, url=here) == 7.5 and Busy.num_asked == 3
+        with pytest.raises(RuntimeError, match="429: later"):
+            compute_score("mine", "So.", "", EXTRA, url=here, timeout=0.0)
+        for reply, problem in ((b"{}", "the reply has no score"), (b"<html>", "JSONDecodeError")):
+            Busy.reply, Busy.num_asked = reply, 2
+            with pytest.raises(RuntimeError, match=problem):
+                compute_score("mine", "So.", "", EXTRA, url=here)
+        server.shutdown()
 
 
 def test_mistakes_are_told(url):

@@ -1,6 +1,7 @@
 """A checkpoint of another model, tokenizer, recipe or data is refused in one line, before anything is touched."""
 
 import json
+import os
 import shutil
 
 import pytest
@@ -104,3 +105,30 @@ def test_the_checkpoint_of_another_run_is_refused(job, finished, tmp_path, capsy
     told = "cannot be resumed: grpo.clip_low was 0.2 there and is 0.25 in this run"
     assert capsys.readouterr().err == f"error: {checkpoint}: {told}\n"
     assert look(out) == before
+
+
+def test_a_judge_that_was_trained_again_is_another_reward_though_its_path_is_the_same(
+    job, tiny_judge, tiny_files, tmp_path
+):
+    judge = shutil.copytree(tiny_judge, tmp_path / "judge")
+    rubrics = tmp_path / "rubrics.toml"
+    rubrics.write_text(tiny_files["prompt.rubrics_file"].read_text())
+    prompts = write_jsonl(tmp_path / "prompts.jsonl", [{"prompt": "Which is good?"}])
+    policy = {
+        "role": "policy", "stages": ["rlhf"], "model.path": tiny_judge, "data.prompts": prompts,
+        "rollout.max_completion_tokens": 8, "rlhf.reward.model": judge, "rlhf.reward.prompt.rubrics_file": rubrics,
+    }  # fmt: skip
+    before = identity_of(policy)
+    (judge / "README.md").write_text("Mine.")
+    os.utime(judge / "model.safetensors")
+    moved = {"rlhf.reward.url": "http://elsewhere", "rlhf.reward.concurrency": 2, "rlhf.reward.kv_gib": 1.0}
+    assert difference(before, identity_of(policy | moved)) is None
+    older = {name: part for name, part in before.items() if name != "reward"}
+    assert difference(older, before) is None
+    rubrics.write_text(rubrics.read_text().replace("good", "very good"))
+    assert "(rlhf.reward.model) or its rubrics have changed since" in difference(before, identity_of(policy))
+    before = identity_of(policy)
+    weights = bytearray((judge / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (judge / "model.safetensors").write_bytes(weights)
+    assert f"{judge} (rlhf.reward.model)" in difference(before, identity_of(policy))
