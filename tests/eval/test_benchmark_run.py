@@ -185,7 +185,7 @@ def test_ifeval_has_a_model_answer_and_goes_on_where_it_was_cut(tiny_judge, tmp_
     written = [json.loads(line) for line in (run / "rows.jsonl").read_text().splitlines()]
     assert [row["key"] for row in written] == [1000, 1001] and all(row["response"] for row in written)
     again = aggregate("ifeval", run / "rows.jsonl")
-    assert [metric.value for metric in again.metrics] == [metric["value"] for metric in report["metrics"]]
+    assert json.loads(json.dumps(asdict(again))) == report["voting"][0]["report"]
     assert "Prompt strict" in told and "number_words" in told
     lines = (run / "responses.jsonl").read_bytes().splitlines(keepends=True)
     (run / "responses.jsonl").write_bytes(lines[0] + lines[1][:20])

@@ -49,13 +49,13 @@ def test_what_has_no_score_is_not_a_zero(url):
 class Busy(BaseHTTPRequestHandler):
     """Refuses the first two of three requests, then answers with `reply`."""
 
-    num_asked, reply = 0, b'{"score": 7.5}'
+    num_asked, reply, after = 0, b'{"score": 7.5}', "0"
 
     def do_POST(self):
         type(self).num_asked += 1
         is_busy = self.num_asked % 3
         self.send_response(429 if is_busy else 200)
-        self.send_header("Retry-After", "0")
+        self.send_header("Retry-After", self.after)
         self.end_headers()
         self.wfile.write(b"later" if is_busy else self.reply)
 
@@ -68,8 +68,9 @@ def test_a_server_without_room_is_asked_again_and_another_program_is_told():
         threading.Thread(target=server.serve_forever, daemon=True).start()
         here = f"http://127.0.0.1:{server.server_port}"
         assert compute_score("mine", "So.", "", EXTRA, url=here) == 7.5 and Busy.num_asked == 3
-        with pytest.raises(RuntimeError, match="429: later"):
-            compute_score("mine", "So.", "", EXTRA, url=here, timeout=0.0)
+        Busy.after = "60"
+        with pytest.raises(RuntimeError, match="429: later"):  # there is no time to come again
+            compute_score("mine", "So.", "", EXTRA, url=here, timeout=20)
         for reply, problem in ((b"{}", "the reply has no score"), (b"<html>", "JSONDecodeError")):
             Busy.reply, Busy.num_asked = reply, 2
             with pytest.raises(RuntimeError, match=problem):

@@ -76,7 +76,7 @@ def test_what_no_request_escapes_is_told(error):
 @pytest.mark.parametrize(("votes", "concurrency", "at_once", "threads"), [(1, 16, 1, 16), (4, 16, 4, 4), (8, 3, 3, 1)])
 def test_no_more_requests_are_open_than_the_recipe_says(monkeypatch, votes, concurrency, at_once, threads):
     started = []
-    monkeypatch.setattr(threading.Thread, "start", started.append)
+    monkeypatch.setattr(threading.Thread, "start", lambda thread: started.append(thread))
     scorer = open_scorer_at_endpoint(
         RewardConfig(kind="endpoint", url="http://127.0.0.1:1/v1", model="m", votes=votes, concurrency=concurrency), 3
     )

@@ -201,12 +201,12 @@ def test_a_run_that_is_killed_while_it_judges_ends_as_one_that_was_not(job, tmp_
     assert (tmp_path / "run" / "report.html").is_file()
     num_calls, real = 0, JudgeScorer.finish
 
-    def finish(self):
+    def finish(self, is_leaving):
         nonlocal num_calls
         num_calls += 1
         if num_calls == 3:  # the held-out prompts, step 1, step 2
             raise KeyboardInterrupt
-        return real(self)
+        return real(self, is_leaving)
 
     cut = tmp_path / "cut"
     with monkeypatch.context() as patch:
