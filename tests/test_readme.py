@@ -6,7 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from patarm_core.benchmarks.ifeval import read_instructions
+from patarm_core.fields import Fields
 from patarm_core.pairs import read_choice_judgments, read_judgments, read_pairs
+from patarm_core.policy_rows import PolicyPrompt
 from patarm_core.rubrics import default_rubrics, parse_rubrics
 
 ROOT = Path(__file__).parent.parent
@@ -29,12 +32,14 @@ def test_nothing_is_left_to_fill_in():
 
 
 def test_data_examples_are_read_as_they_stand():
-    rows = [line for line in COMMANDS if line.startswith("{")]
+    *rows, of_policy = [line for line in COMMANDS if line.startswith("{")]
     tasks = default_rubrics().tasks
     assert [json.loads(row).keys() >= {"prompt", "task"} for row in rows] == [True] * 3
     read_pairs(rows[:1], "README.md", tasks)
     read_judgments(rows[1:2], "README.md", tasks)
     read_choice_judgments(rows[2:], "README.md", tasks)
+    prompt = PolicyPrompt.of(Fields(json.loads(of_policy)), "README.md")
+    assert read_instructions(Fields(prompt.checks))[0].check("Assam and Darjeeling")
 
 
 @pytest.mark.parametrize("path", sorted(set(re.findall(r"(?:[a-z_]+/)+[a-z0-9_]+\.(?:py|toml|json|md|png)", README))))
