@@ -19,6 +19,7 @@ from patarm_core.policy_rows import ResponseExample, row_to_json
 from rollout.contexts import load_pairs, load_rubrics, read_text
 from rollout.text_files import read_records, write_text
 from trainer.machine import machine
+from trainer.over_optimisation import NAME
 
 ROOT = Path(__file__).parent.parent
 RECIPE = ROOT / "trainer" / "recipes" / "quickstart_rlhf.toml"
@@ -64,8 +65,9 @@ def _of_seed(judge: str, seed: int, settings: list[str], folder: Path) -> dict[s
     files = ['data.source="files"', 'data.checker="embedded"', f"seed={seed}", f"model.path={start}"]
     held_out = [f"data.{name}={data / name}.jsonl" for name in ("dev_prompts", "held_out_prompts")]
     pairs = [f"data.pairs={data / 'pairs.jsonl'}", f"prompt.rubrics_file={RUBRICS}"]
-    # Rates for 0.7 M parameters; epochs and batches as the recipes for real weights have them.
+    # Rates for 0.7 M parameters. The scalar model is measured on the pairs of the dev prompts.
     bt = ["bt.epochs=4", "bt.pairs_per_step=16", "bt.tokens_per_micro_batch=4096", "bt.optim.lr=3e-4"]
+    bt += [f"data.held_out={data / 'dev.jsonl'}"]
     dpo = ["dpo.epochs=1", "dpo.pairs_per_step=16", "dpo.tokens_per_micro_batch=4096", "dpo.optim.lr=1e-4"]
     sft = [f"data.responses={folder / 'chosen.jsonl'}", "sft.optim.lr=3e-4", "sft.optim.warmup_steps=3", "sft.steps=60"]
     _train(folder / "sft", [*files, *held_out, 'stages=["sft"]', *settings, *sft])
@@ -79,7 +81,10 @@ def _of_seed(judge: str, seed: int, settings: list[str], folder: Path) -> dict[s
     }
     for name, reward in rewards.items():
         _train(folder / name, [*rl, *reward])
-    return {name: _result(folder / name, stage) for name, (_, stage) in METHODS.items()}
+    found = {name: _result(folder / name, stage) for name, (_, stage) in METHODS.items()}
+    told = json.loads(read_text(folder / "bt" / "report.json"))["held_out"]["bt"]
+    found["scalar"]["pair_accuracy"] = told["votes"][0]["accuracy"]
+    return found
 
 
 def _train(folder: Path, settings: list[str]) -> None:
@@ -99,13 +104,17 @@ def _result(folder: Path, stage: str) -> dict:
     return {
         **{key: measured[key] for key in ("accuracy", "low", "high", "all_right", "completion_tokens", "by_task")},
         "step_s": median(step["step_s"] for step in steps),
+        "kl": fmean(step["kl"] for step in steps[-10:]) if stage == "rlhf" else None,
+        "is_warned": any(line["sign"] == NAME for line in read_records(folder / "warnings.jsonl")),
         "correlation": [fmean(part) for part in (correlations[:10], correlations[-10:])] if correlations else None,
     }
 
 
 def _table(found: list[dict[str, dict]], seeds: list[int]) -> str:
     tasks = sorted(found[0]["base"]["by_task"])
-    rows = [["policy", "right items", *tasks, "all right", "tokens", "r with the checker, first to last", "s/step"]]
+    rows = [
+        ["policy", "right items", *tasks, "all right", "tokens", "r with the checker, first to last", "KL", "s/step"]
+    ]
     for name, (label, _) in METHODS.items():
         results = [of_seed[name] for of_seed in found]
         values = [result["accuracy"] for result in results]
@@ -116,8 +125,13 @@ def _table(found: list[dict[str, dict]], seeds: list[int]) -> str:
         row.append(f"{fmean(result['completion_tokens'] for result in results):.1f}")
         both = [result["correlation"] for result in results if result["correlation"]]
         row.append(" to ".join(f"{fmean(part):.2f}" for part in zip(*both, strict=True)) if both else "-")
+        row.append("-" if results[0]["kl"] is None else f"{fmean(result['kl'] for result in results):.2f}")
         rows.append([*row, f"{median(result['step_s'] for result in results):.2f}"])
     ratios = [of_seed["judge"]["step_s"] / of_seed["scalar"]["step_s"] for of_seed in found]
     told = f"Held-out prompts, percent by the true checker, seeds {', '.join(map(str, seeds))} (mean ± deviation)."
     step = f"A step with the judge takes {median(ratios):.2f} times as long as with the scalar model; {PAPER}."
-    return "\n".join([told, "", markdown(rows), "", step])
+    scalar = fmean(of_seed["scalar"]["pair_accuracy"] for of_seed in found)
+    warned = {METHODS[name][0]: sum(of_seed[name]["is_warned"] for of_seed in found) for name in found[0]}
+    signs = ", ".join(f"{label} {num} of {len(found)}" for label, num in warned.items() if num) or "none"
+    right = f"The scalar model is right on {scalar:.1%} of the dev prompts' pairs. Runs that were warned of {NAME}: {signs}."
+    return "\n".join([told, "", markdown(rows), "", step, right])

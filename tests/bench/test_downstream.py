@@ -7,7 +7,8 @@ from bench.main import main
 def result(accuracy: float, step_s: float) -> dict:
     return {
         "accuracy": accuracy, "all_right": accuracy / 2, "completion_tokens": 20.0, "step_s": step_s,
-        "by_task": {"chat": accuracy, "math": accuracy}, "correlation": [0.5, 0.25],
+        "by_task": {"chat": accuracy, "math": accuracy}, "correlation": [0.5, 0.25], "kl": 0.125,
+        "is_warned": accuracy < 0.6, "pair_accuracy": accuracy,
     }  # fmt: skip
 
 
@@ -16,9 +17,10 @@ def test_means_and_deviations_over_seeds_and_the_ratio_of_steps():
     found = [{name: result(accuracy, seconds[name]) for name in METHODS} for accuracy in (0.5, 0.7)]
     lines = _table(found, [3, 4]).splitlines()
     rows = [line for line in lines if line.startswith("| RL, PaTaRM")]
-    assert rows == ["| RL, PaTaRM | 60.0 ± 14.1 | 60.0 | 60.0 | 30.0 | 20.0 | 0.50 to 0.25 | 1.50 |"]
+    assert rows == ["| RL, PaTaRM | 60.0 ± 14.1 | 60.0 | 60.0 | 30.0 | 20.0 | 0.50 to 0.25 | 0.12 | 1.50 |"]
     assert len([line for line in lines if line.startswith("| ")]) == 1 + len(METHODS)
-    assert "takes 1.50 times as long" in lines[-1] and "seeds 3, 4" in lines[0]
+    assert "takes 1.50 times as long" in lines[-2] and "seeds 3, 4" in lines[0]
+    assert "right on 60.0% of" in lines[-1] and "RL, PaTaRM 1 of 2" in lines[-1]
 
 
 def test_seeds_are_whole_numbers(capsys):
