@@ -55,7 +55,11 @@ def run_downstream(judge: str, seeds: list[int], settings: list[str], work: Path
 
 
 def _of_seed(judge: str, seed: int, settings: list[str], folder: Path) -> dict[str, dict]:
-    _train(folder / "base", [f"seed={seed}", f"data.embedded_policy.seed={seed}", 'stages=["sft"]', *settings])
+    data = [
+        f"data.embedded_policy.seed={seed}",
+        "data.embedded_policy.num_prompts=4000",
+    ]  # as many pairs for bt and dpo
+    _train(folder / "base", [f"seed={seed}", *data, 'stages=["sft"]', *settings])
     data, start = folder / "base" / "data", folder / "base" / "models" / "sft"
     chosen = [
         ResponseExample(prompt=pair.prompt, response=pair.chosen, source=pair.source, id=pair.id)
@@ -66,7 +70,7 @@ def _of_seed(judge: str, seed: int, settings: list[str], folder: Path) -> dict[s
     held_out = [f"data.{name}={data / name}.jsonl" for name in ("dev_prompts", "held_out_prompts")]
     pairs = [f"data.pairs={data / 'pairs.jsonl'}", f"prompt.rubrics_file={RUBRICS}"]
     # Rates for 0.7 M parameters. The scalar model is measured on the pairs of the dev prompts.
-    bt = ["bt.epochs=4", "bt.pairs_per_step=16", "bt.tokens_per_micro_batch=4096", "bt.optim.lr=3e-4"]
+    bt = ["bt.epochs=2", "bt.pairs_per_step=16", "bt.tokens_per_micro_batch=4096", "bt.optim.lr=1e-3"]
     bt += [f"data.held_out={data / 'dev.jsonl'}"]
     dpo = ["dpo.epochs=1", "dpo.pairs_per_step=16", "dpo.tokens_per_micro_batch=4096", "dpo.optim.lr=1e-4"]
     sft = [f"data.responses={folder / 'chosen.jsonl'}", "sft.optim.lr=3e-4", "sft.optim.warmup_steps=3", "sft.steps=60"]
