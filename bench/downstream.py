@@ -137,5 +137,5 @@ def _table(found: list[dict[str, dict]], seeds: list[int]) -> str:
     scalar = fmean(of_seed["scalar"]["pair_accuracy"] for of_seed in found)
     warned = {METHODS[name][0]: sum(of_seed[name]["is_warned"] for of_seed in found) for name in found[0]}
     signs = ", ".join(f"{label} {num} of {len(found)}" for label, num in warned.items() if num) or "none"
-    right = f"The scalar model is right on {scalar:.1%} of the dev prompts' pairs. Runs that were warned of {NAME}: {signs}."
+    right = f"The scalar model is right on {scalar:.1%} of the dev prompts' pairs. Runs warned of {NAME}: {signs}."
     return "\n".join([told, "", markdown(rows), "", step, right])

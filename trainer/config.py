@@ -176,12 +176,17 @@ class DpoConfig(BtConfig):
     beta: float = 0.1  # eq. 7; app. B
     label_smoothing: float = 0.0  # share of labels held to be wrong (conservative DPO)
     pairs_per_step: int = 64  # app. B
+    # Of a policy: "data" takes data.pairs; "reward" makes pairs of data.prompts, the best and the worst of
+    # `num_answers` by rlhf.reward, all drawn before the first step (trainer/judged_pairs.py).
+    preferences: Literal["data", "reward"] = "data"
+    num_answers: int = 4
     optim: OptimConfig = OptimConfig(lr=5e-7, warmup_steps=10)  # Zephyr's rate and linear fall (arXiv:2310.16944)
 
     def __post_init__(self) -> None:
         BtConfig.__post_init__(self)
         check(self, lambda value: 0 < value < math.inf, "positive", "beta")
         check(self, lambda share: 0 <= share < 0.5, "in [0, 0.5)", "label_smoothing")
+        check(self, is_at_least(2), "at least 2", "num_answers")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -293,8 +298,20 @@ class Recipe:
                 f"a group baseline needs at least 2 rollouts per context, got num_rollouts={self.rollout.num_rollouts}"
             )
 
+    @property
+    def is_rewarded(self) -> bool:
+        """Whether rlhf.reward scores what the policy answers to data.prompts."""
+        return "rlhf" in self.stages or ("dpo" in self.stages and self.dpo.preferences == "reward")
+
     def _check_role(self) -> None:
         """Stages that go with what is trained."""
+        if "dpo" in self.stages and self.dpo.preferences == "reward":
+            if self.role != "policy":
+                raise ValueError('dpo.preferences = "reward": is of a policy\'s answers; set role = "policy"')
+            if self.rlhf.answer_after:
+                raise ValueError(
+                    'rlhf.answer_after: dpo.preferences = "reward" trains on all of an answer; leave it out'
+                )
         of_role = POLICY_STAGES if self.role == "policy" else ("sft", "grpo", "bt", "dpo")
         for stage in self.stages:
             if stage not in of_role:

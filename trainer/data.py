@@ -74,9 +74,9 @@ def load_policy_data(recipe: Recipe, book: RubricBook) -> RunData:
     config, stages = recipe.data, recipe.stages
     needed = {
         "responses": "sft" in stages,
-        "pairs": "dpo" in stages,
+        "pairs": "dpo" in stages and recipe.dpo.preferences == "data",
         "dev": "dpo" in stages and recipe.dpo.dev_every > 0,
-        "prompts": "rlhf" in stages,
+        "prompts": recipe.is_rewarded,
         "dev_prompts": any(getattr(recipe, stage).dev_every for stage in stages if stage != "dpo"),
     }
     if config.source == "embedded":

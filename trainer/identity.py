@@ -80,7 +80,7 @@ def _reward_hash(recipe: Recipe) -> str | None:
     Of an endpoint only the rubrics are here; of a function nothing.
     """
     reward = recipe.rlhf.reward
-    if "rlhf" not in recipe.stages or reward.kind not in ("judge", "scalar", "endpoint"):
+    if not recipe.is_rewarded or reward.kind not in ("judge", "scalar", "endpoint"):
         return None
     lines = [] if reward.kind == "scalar" else [repr(load_rubrics(reward.prompt.rubrics_file))]
     for file in sorted(Path(reward.model).iterdir()) if reward.kind != "endpoint" else ():

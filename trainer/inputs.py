@@ -87,7 +87,7 @@ def load_inputs(recipe: Recipe, model: str, device: torch.device | None = None) 
 
 
 def _examiner(recipe: Recipe, data: RunData, device: torch.device) -> Examiner:
-    """The checker and, where the stage rlhf needs it, whoever scores; weights are loaded here."""
+    """The checker and, where a stage needs it, whoever scores; weights are loaded here."""
     name = recipe.data.checker or ("embedded" if recipe.data.source == "embedded" else "")
     try:
         checker = open_checker(name)
@@ -96,7 +96,7 @@ def _examiner(recipe: Recipe, data: RunData, device: torch.device) -> Examiner:
     scorer, prompts = None, [*data.prompts, *data.dev_prompts, *data.held_out_prompts]
     if checker is not None:
         checker.check(prompts)
-    if "rlhf" in recipe.stages:
+    if recipe.is_rewarded:
         scorer = open_scorer(recipe.rlhf.reward, checker, recipe.seed, device)
         scorer.check(prompts)
     return Examiner(answer_after=recipe.rlhf.answer_after, checker=checker, scorer=scorer)
@@ -112,12 +112,12 @@ def _lengths_of_policy(
         yield f"{leaf.name}: prompt and response make", len(leaf.context) + len(leaf.completion), *position_limit
         limit = room(recipe.sft.tokens_per_micro_batch), f"sft.tokens_per_micro_batch {tiles}"
         yield f"{leaf.name}: prompt and response make", len(leaf.path), *limit
-    for prompts in (data.prompts if "rlhf" in recipe.stages else [], data.dev_prompts, data.held_out_prompts):
+    for prompts in (data.prompts if recipe.is_rewarded else [], data.dev_prompts, data.held_out_prompts):
         for prompt in prompts:
             name = f"prompt {prompt.id} of {prompt.source}: prompt and rollout.max_completion_tokens make"
             length = len(prompt_tokens(contexts, prompt)) + num_new
             yield name, length, *position_limit
-            if prompts is data.prompts:
+            if prompts is data.prompts and "rlhf" in recipe.stages:
                 limit = room(recipe.rlhf.tokens_per_micro_batch), f"rlhf.tokens_per_micro_batch {tiles}"
                 yield name, length - 1, *limit
 

@@ -22,6 +22,7 @@ from trainer.held_out import HeldOut, PolicyHeldOut
 from trainer.html_report import write_report
 from trainer.identity import run_identity
 from trainer.inputs import Inputs, load_inputs
+from trainer.judged_pairs import judged_pairs
 from trainer.learner import DTYPES, Learner
 from trainer.machine import machine
 from trainer.mistakes import Halt
@@ -126,6 +127,8 @@ def _run_stage(
 ) -> None:
     """Trains a stage from the directory `model`, measures it and exports it; the export is what marks it finished."""
     objective, data = inputs.objectives.get(stage), inputs.data
+    if stage == "dpo" and recipe.dpo.preferences == "reward":
+        data = replace(data, pairs=judged_pairs(objective, recipe, folder, model, data.prompts, replica))
     if objective is not None:
         learner = run_on_pairs(objective, recipe, folder, model, data, replica.world)
     elif stage == "sft":
