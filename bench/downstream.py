@@ -28,7 +28,8 @@ RUBRICS = ROOT / "patarm_core" / "embedded" / "rubrics.toml"
 METHODS = {
     "base": ("before", "sft"),
     "sft": ("SFT on the chosen responses", "sft"),
-    "dpo": ("DPO", "dpo"),
+    "dpo": ("DPO, the data's pairs", "dpo"),
+    "preferred": ("DPO, PaTaRM's preferences", "dpo"),
     "scalar": ("RL, scalar reward", "rlhf"),
     "judge": ("RL, PaTaRM", "rlhf"),
     "checker": ("RL, true checker", "rlhf"),
@@ -55,11 +56,9 @@ def run_downstream(judge: str, seeds: list[int], settings: list[str], work: Path
 
 
 def _of_seed(judge: str, seed: int, settings: list[str], folder: Path) -> dict[str, dict]:
-    data = [
-        f"data.embedded_policy.seed={seed}",
-        "data.embedded_policy.num_prompts=4000",
-    ]  # as many pairs for bt and dpo
-    _train(folder / "base", [f"seed={seed}", *data, 'stages=["sft"]', *settings])
+    # As many pairs for bt and dpo.
+    drawn = [f"data.embedded_policy.seed={seed}", "data.embedded_policy.num_prompts=4000"]
+    _train(folder / "base", [f"seed={seed}", *drawn, 'stages=["sft"]', *settings])
     data, start = folder / "base" / "data", folder / "base" / "models" / "sft"
     chosen = [
         ResponseExample(prompt=pair.prompt, response=pair.chosen, source=pair.source, id=pair.id)
@@ -77,14 +76,16 @@ def _of_seed(judge: str, seed: int, settings: list[str], folder: Path) -> dict[s
     _train(folder / "sft", [*files, *held_out, 'stages=["sft"]', *settings, *sft])
     _train(folder / "dpo", [*files, *held_out, *pairs, 'stages=["dpo"]', *dpo, *settings])
     _train(folder / "bt", [*files, *pairs, 'role="judge"', 'stages=["bt"]', *bt, *settings])
-    rl = [*files, *held_out, f"data.prompts={data / 'prompts.jsonl'}", 'stages=["rlhf"]', *settings]
+    prompts = [*files, *held_out, f"data.prompts={data / 'prompts.jsonl'}"]
     rewards = {
         "scalar": ["rlhf.reward.kind=scalar", f"rlhf.reward.model={folder / 'bt' / 'models' / 'bt'}"],
         "judge": ["rlhf.reward.kind=judge", f"rlhf.reward.model={judge}", f"rlhf.reward.prompt.rubrics_file={RUBRICS}"],
         "checker": ["rlhf.reward.kind=checker"],
     }
     for name, reward in rewards.items():
-        _train(folder / name, [*rl, *reward])
+        _train(folder / name, [*prompts, 'stages=["rlhf"]', *settings, *reward])
+    preferred = ['stages=["dpo"]', "dpo.preferences=reward", *dpo, *settings, *rewards["judge"]]
+    _train(folder / "preferred", [*prompts, *preferred])
     found = {name: _result(folder / name, stage) for name, (_, stage) in METHODS.items()}
     told = json.loads(read_text(folder / "bt" / "report.json"))["held_out"]["bt"]
     found["scalar"]["pair_accuracy"] = told["votes"][0]["accuracy"]
@@ -92,8 +93,13 @@ def _of_seed(judge: str, seed: int, settings: list[str], folder: Path) -> dict[s
 
 
 def _train(folder: Path, settings: list[str]) -> None:
-    if (folder / "report.md").is_file():
+    """Raises ValueError where the folder holds a run of other settings, or the run fails."""
+    note, asked = folder.with_name(f"{folder.name}.settings.json"), json.dumps(settings, indent=1)
+    if note.is_file() and read_text(note) != asked:
+        raise ValueError(f"{folder}: was made with other settings (see {note.name}); name another --runs")
+    if note.is_file() and (folder / "report.md").is_file():
         return
+    write_text(note, asked)
     resume = [f"resume={'true' if (folder / 'recipe.toml').is_file() else 'false'}"]
     command = [sys.executable, str(ROOT / "trainer" / "main.py"), str(RECIPE), f"out={folder}", *settings, *resume]
     told = subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)

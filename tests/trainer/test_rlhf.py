@@ -5,7 +5,9 @@ import json
 import os
 import shutil
 import signal
+from contextlib import nullcontext
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import get_args
 
 import pytest
@@ -314,6 +316,19 @@ def test_rows_that_are_wrong(job, tmp_path, capsys):
     ):
         assert main(tiny_runs.arguments(job | {key: file})) == 1
         assert problem in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("is_leaving", [False, True])
+def test_on_a_gpu_a_judge_gives_the_memory_of_its_keys_back(is_leaving, monkeypatch):
+    released = []
+    engine = SimpleNamespace(device=torch.device("cuda"), release_memory=lambda: released.append(True))
+    scorer = JudgeScorer(SimpleNamespace(engine=engine, answers=lambda questions: iter([None] * len(questions))))
+    monkeypatch.setattr(scorer, "_ask", lambda prompt, text: SimpleNamespace(contexts=[[len(text)]]))
+    monkeypatch.setattr(scorers, "_of_judged", lambda judged: Scored(1.0))
+    scorer.take("a", prompt(0), ["x"])
+    with pytest.raises(scorers.Unwanted) if is_leaving else nullcontext():
+        assert scorer.finish(lambda: is_leaving) == {"a": [Scored(1.0)]}
+    assert released == [True]
 
 
 def test_a_reward_model_scores_what_reads_the_same_once_and_says_what_it_cannot(tmp_path, monkeypatch):
