@@ -8,12 +8,14 @@ python bench/main.py judging [--data FILE] [--prompts 129] [--out DIR]      judg
 python bench/main.py serve [--clients 64] [--seconds 60] [--out DIR]        many clients at once on the server
 python bench/main.py faults [--kills 30] [--seed 0] [--out DIR]            kills runs at any moment, resumes, compares
 python bench/main.py downstream --judge DIR [--seeds 0,1,2] [--out DIR]    a policy trained in every way, and checked
+python bench/main.py paper all [--seeds 0,1,2] [--jobs 2] [--out DIR]       the paper's tables and figures, and verdicts
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 from pathlib import Path
 
@@ -76,7 +78,24 @@ def main(arguments: list[str]) -> int:
     downstream.add_argument("--runs", type=Path, default=Path("runs/downstream"), help="where the runs are, and go on")
     downstream.add_argument("settings", nargs="*", metavar="key=value", help="of every run, over quickstart_rlhf.toml")
     downstream.set_defaults(run=_downstream)
-    for command in (step, compiled, kernels, rollout, judging, serve, faults, downstream):
+    paper = commands.add_parser(
+        "paper", help="the paper's experiments, beside its numbers, with a verdict on each finding"
+    )
+    paper.add_argument(
+        "name", help="table1, table3, table4, figure3, figure4, figure5, table8, table9; comma-separated, or all"
+    )
+    paper.add_argument(
+        "--recipe", default="bench/paper/embedded.toml", help="of every run; comma-separated, the last one wins"
+    )
+    paper.add_argument("--seeds", default="0,1,2", help="comma-separated (default: 0,1,2)")
+    paper.add_argument("--work", type=Path, default=Path("runs/paper"), help="where the runs are, and go on")
+    paper.add_argument(
+        "--jobs", type=int, default=1, help="processes side by side; with more, each has its share of cores"
+    )
+    paper.add_argument("--launcher", default="", help="of a training, such as 'torchrun --nproc-per-node 8'")
+    paper.add_argument("settings", nargs="*", metavar="key=value", help="of every run, over the recipe")
+    paper.set_defaults(run=_paper)
+    for command in (step, compiled, kernels, rollout, judging, serve, faults, downstream, paper):
         command.add_argument("--out", type=Path, help="folder for the result as JSON and as a Markdown table")
     options = parser.parse_args(arguments)
     wait_briefly()
@@ -155,12 +174,31 @@ def _faults(options: argparse.Namespace) -> None:
 
 
 def _downstream(options: argparse.Namespace) -> None:
-    if not all(seed.isascii() and seed.isdigit() for seed in options.seeds.split(",")):
-        raise ValueError(f"--seeds {options.seeds}: must be whole numbers, comma-separated")
+    seeds = _seeds(options)
     from bench.downstream import run_downstream
 
-    seeds = [int(seed) for seed in options.seeds.split(",")]
     run_downstream(options.judge, seeds, options.settings, options.runs, options.out)
+
+
+def _paper(options: argparse.Namespace) -> None:
+    seeds = _seeds(options)
+    if options.jobs < 1:
+        raise ValueError(f"--jobs must be at least 1, got {options.jobs}")
+    from bench.paper.command import run_paper
+    from bench.paper.runs import Scale
+
+    scale = Scale(
+        recipes=tuple(options.recipe.split(",")), settings=tuple(options.settings),
+        launcher=tuple(shlex.split(options.launcher)) or (sys.executable,),
+        threads=max(1, (os.cpu_count() or 1) // options.jobs) if options.jobs > 1 else 0,
+    )  # fmt: skip
+    run_paper(options.name.split(","), scale, seeds, options.work, options.out, options.jobs)
+
+
+def _seeds(options: argparse.Namespace) -> list[int]:
+    if not all(seed.isascii() and seed.isdigit() for seed in options.seeds.split(",")):
+        raise ValueError(f"--seeds {options.seeds}: must be whole numbers, comma-separated")
+    return [int(seed) for seed in options.seeds.split(",")]
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Which runs the experiments share: every arm is a training of its own, from the same start, that differs in one thing."""
+"""The runs that experiments share: every arm is a training of its own that differs from others in one thing."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Arm:
 
 # A format is quick to learn for a judge that knows another one; to choose between two takes longer.
 _REFORMED = ("sft.steps=80", "sft.dev_every=80", "sft.optim.lr=1e-3", "sft.optim.warmup_steps=10")
-_PAIRED = ("sft.steps=200", "sft.dev_every=200", "sft.optim.lr=1e-3", "sft.optim.warmup_steps=10")
+_PAIRED = ("sft.steps=150", "sft.dev_every=150", "sft.optim.lr=1e-3", "sft.optim.warmup_steps=10")
 _LONGER = ("prompt.max_context_tokens=384", "rollout.max_completion_tokens=160")
 NOISE = (20, 50, 100)
 

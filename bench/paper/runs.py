@@ -21,7 +21,7 @@ from rollout.text_files import write_text
 from trainer.config import Recipe
 
 ROOT = Path(__file__).parent.parent.parent
-NUM_RM_PROMPTS = 20  # of each task
+NUM_RM_PROMPTS = 16  # of each task
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,9 @@ class SeedRuns:
 
     def file(self, name: str) -> str:
         """A file of the data: the recipe's own, or what the run of the start has written of the embedded set."""
-        return str(self.folder / "sft" / "data" / f"{name}.jsonl") if self.is_embedded else getattr(self.recipe.data, name)
+        return (
+            str(self.folder / "sft" / "data" / f"{name}.jsonl") if self.is_embedded else getattr(self.recipe.data, name)
+        )
 
     def held_out(self, arm: str) -> Path:
         if ARMS[arm].is_scalar:
@@ -75,7 +77,9 @@ class SeedRuns:
         found = [self._training(ARMS[name]) for name in with_starts(measured)]
         for arm, n in needs.held_out.items():
             if not ARMS[arm].is_scalar:
-                found.append(self._job(f"{arm}: held-out", self.held_out(arm), (arm,), lambda arm=arm, n=n: self._judge(arm, n)))
+                found.append(
+                    self._job(f"{arm}: held-out", self.held_out(arm), (arm,), lambda arm=arm, n=n: self._judge(arm, n))
+                )
         if self.is_embedded:  # of real weights, eval/main.py rm_bench measures on the real one
             for arm in needs.rm_bench:
                 done = self.rm_bench(arm) / "report.json"
@@ -110,7 +114,9 @@ class SeedRuns:
             settings.append(rows)
         small = arm.at_small_scale if self.is_embedded else ()
         files = list(self.scale.recipes)
-        self._run([*self.scale.launcher, str(ROOT / "trainer" / "main.py"), *files, *small, *self.scale.settings, *settings])
+        self._run(
+            [*self.scale.launcher, str(ROOT / "trainer" / "main.py"), *files, *small, *self.scale.settings, *settings]
+        )
 
     def _rows(self, arm: Arm) -> str:
         """The start's judgments in the arm's form."""

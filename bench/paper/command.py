@@ -1,0 +1,58 @@
+"""`bench/main.py paper NAME`: trains and measures what is not there yet; then tables and verdicts beside the paper's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from bench.paper.facts import facts_of
+from bench.paper.findings import FINDINGS, judge
+from bench.paper.page import write_page
+from bench.paper.plan import NEEDS, joined_needs
+from bench.paper.report import Experiment, about, as_markdown
+from bench.paper.runs import Scale, SeedRuns, run_jobs
+from bench.paper.tables import TABLES
+from bench.paper.times import time_tables
+from bench.result_files import write_result
+from trainer.machine import machine
+
+
+def run_paper(
+    names: Sequence[str], scale: Scale, seeds: Sequence[int], work: Path, out: Path | None, side_by_side: int
+) -> list[Experiment]:
+    """Prints and returns the experiments.
+
+    Args:
+        names: some of NEEDS, or "all".
+        work: folder of the runs, which experiments share.
+        side_by_side: processes at a time.
+
+    Raises:
+        ValueError: an unknown name, a mistake in a recipe, or a run that failed; one line.
+    """
+    if unknown := [name for name in names if name != "all" and name not in NEEDS]:
+        raise ValueError(f"paper {unknown[0]}: no such experiment; expected all or some of {', '.join(NEEDS)}")
+    names = list(NEEDS) if "all" in names else list(dict.fromkeys(names))
+    needs = joined_needs(list(names))
+    of_seeds = [SeedRuns(scale, seed, work.resolve() / f"seed-{seed}") for seed in seeds]
+    run_jobs([job for runs in of_seeds for job in runs.jobs(needs)], side_by_side)
+    found = []
+    for name in names:
+        if name in TABLES:
+            facts = [facts_of(runs, NEEDS[name]) for runs in of_seeds]
+            experiment = Experiment(name, facts, TABLES[name](facts), judge(FINDINGS[name], facts))
+        else:
+            tables, facts, judged = time_tables(name)
+            experiment = Experiment(name, facts, tables, judged)
+        found.append(experiment)
+        text = as_markdown(experiment, seeds)
+        print(text, flush=True)
+        if out is not None:
+            record = {
+                "machine": machine(), "seeds": list(seeds), "recipes": list(scale.recipes),
+                "settings": list(scale.settings), **about(experiment),
+            }  # fmt: skip
+            write_result(out, name, text, record)
+    if out is not None:
+        write_page(found, seeds, out)
+    return found

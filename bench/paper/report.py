@@ -1,0 +1,72 @@
+"""An experiment as Markdown and as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+from bench.paper.findings import Facts, Judged
+from bench.paper.tables import Table, published
+from eval.tables import markdown
+
+TITLES = {
+    "table1": "Table 1: models on RewardBench and RM-Bench",
+    "table3": "Table 3: pairwise judges",
+    "table4": "Table 4: primary rubrics, generated rubrics, both",
+    "figure3": "Figure 3: f graded against f constant",
+    "figure4": "Figure 4: flipped labels, PaTaRM against BTRM",
+    "figure5": "Figure 5: voting@n",
+    "table8": "Table 8: seconds of a training step against n",
+    "table9": "Table 9: a policy's step with a judge and with a scalar model",
+}
+RULE = (
+    "A number is the mean over the seeds ± half of its 95 % interval (Student's t). A finding holds if the whole "
+    "interval of its difference, of models trained from the same start, is above 0; does not hold if it is below; else "
+    "it cannot be told. `overall` is the mean of the four tasks, ties count 0."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Experiment:
+    name: str
+    facts: Sequence[Facts]
+    tables: Sequence[Table]
+    judged: Sequence[Judged]
+
+    @property
+    def title(self) -> str:
+        return TITLES[self.name]
+
+    @property
+    def notes(self) -> list[str]:
+        """Where the paper's own numbers do not add up."""
+        return published()["notes"].get(self.name, [])
+
+
+def as_markdown(experiment: Experiment, seeds: Sequence[int]) -> str:
+    parts = [f"## {experiment.title}"]
+    if experiment.facts:
+        parts.append(f"Seeds {', '.join(map(str, seeds))}. {RULE}")
+    for table in experiment.tables:
+        parts += [f"{table.caption}:", markdown(table.rows)]
+    if experiment.judged:
+        parts += ["The paper's findings here:", "\n".join(f"- {one.line()}" for one in experiment.judged)]
+    if experiment.notes:
+        parts += ["The paper's own numbers:", "\n".join(f"- {note}" for note in experiment.notes)]
+    return "\n\n".join(parts)
+
+
+def about(experiment: Experiment) -> dict:
+    """JSON-ready: all that the Markdown is made of, and the numbers of every seed."""
+    return {
+        "experiment": experiment.name,
+        "tables": [asdict(table) for table in experiment.tables],
+        "findings": [
+            {
+                "claim": one.finding.claim, "published": one.finding.published, "unit": one.finding.unit,
+                "is_ours": one.finding.is_ours, "by_seed": one.values, "verdict": one.word,
+            }
+            for one in experiment.judged
+        ],
+        "facts": list(experiment.facts),
+    }  # fmt: skip
