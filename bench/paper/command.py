@@ -1,4 +1,4 @@
-"""`bench/main.py paper NAME`: trains and measures what is not there yet; then tables and verdicts beside the paper's."""
+"""`bench/main.py paper NAME`: trains and measures what is not there; then tables and verdicts beside the paper's."""
 
 from __future__ import annotations
 

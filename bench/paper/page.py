@@ -22,11 +22,10 @@ _CLASS = {"holds": "good", "does not hold": "bad"}
 def write_page(experiments: Sequence[Experiment], seeds: Sequence[int], out: Path) -> None:
     """Writes report.html and, where matplotlib is, figures.png."""
     charts = {one.name: charts_of(one) for one in experiments}
-    head = f"<header><h1>The paper's experiments at this scale</h1>\n<p>Seeds {', '.join(map(str, seeds))}. {escape(RULE)}</p></header>"
-    write_text(
-        out / "report.html",
-        html_page("The paper's experiments", [head, *(_section(one, charts[one.name]) for one in experiments)]),
-    )
+    said = f"Seeds {', '.join(map(str, seeds))}. {RULE}"
+    head = f"<header><h1>The paper's experiments at this scale</h1>\n<p>{escape(said)}</p></header>"
+    body = [head, *(_section(one, charts[one.name]) for one in experiments)]
+    write_text(out / "report.html", html_page("The paper's experiments", body))
     _draw([chart for of_one in charts.values() for chart in of_one], out / "figures.png")
 
 
