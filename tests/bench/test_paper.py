@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from math import inf
-from pathlib import Path
 from random import Random
 
 import pytest
@@ -175,9 +174,12 @@ def _made_up(seed: int) -> dict:
     rm = {name: 0.5 for name in ("Overall", "Easy", "Normal", "Hard")} | {"cells": [[0.5] * 3] * 3}
     curve = {"step": [0, 10, 20], "accuracy": [0.5, 0.7, 0.8], "margin": [0.1, 1.0, 2.0 + seed / 10]}
     return {
-        "seed": seed, "held_out": held_out, "rm_bench": {arm: {"1": rm, "8": rm} for arm in ("sft", "patarm", "bt", "pair")},
-        "curves": {arm: curve for arm in ARMS}, "entropy": {"patarm": [0.1, 0.08], "primary": [0.1, 0.04 + seed / 1000]},
-    }  # fmt: skip
+        "seed": seed,
+        "held_out": held_out,
+        "rm_bench": {arm: {"1": rm, "8": rm} for arm in ("sft", "patarm", "bt", "pair")},
+        "curves": {arm: curve for arm in ARMS},
+        "entropy": {"patarm": [0.1, 0.08], "primary": [0.1, 0.04 + seed / 1000]},
+    }
 
 
 def test_tables_and_verdicts_of_made_up_runs():
@@ -270,23 +272,14 @@ TINY = [
 
 
 def test_a_tiny_run_ends_in_tables_and_is_not_made_twice(tmp_path, capsys):
-    command = [
-        "paper",
-        "figure5",
-        "--seeds",
-        "0",
-        "--work",
-        str(tmp_path / "runs"),
-        "--out",
-        str(tmp_path / "out"),
-        *TINY,
-    ]
+    runs, out = tmp_path / "runs", tmp_path / "out"
+    command = ["paper", "figure5", *TINY, "--seeds", "0", "--work", str(runs), "--out", str(out)]
     assert main(command) == 0
     first = capsys.readouterr().out
     assert "[4/4]" in first and "one seed" in first
-    record = json.loads((tmp_path / "out" / "figure5.json").read_text())
+    record = json.loads((out / "figure5.json").read_text())
     assert record["facts"][0]["held_out"]["sft"]["16"]["num_pairs"] == 12
-    assert "<svg" in (tmp_path / "out" / "report.html").read_text()
+    assert "<svg" in (out / "report.html").read_text()
     assert main(command) == 0
     assert capsys.readouterr().out == first[first.index("##") :]
-    assert Path(tmp_path / "runs" / "seed-0" / "patarm" / "recipe.toml").is_file()
+    assert (runs / "seed-0" / "patarm" / "recipe.toml").is_file()
