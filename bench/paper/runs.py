@@ -41,9 +41,10 @@ class Scale:
     launcher: tuple[str, ...] = (sys.executable,)  # such as torchrun --nproc-per-node 8
     threads: int = 0  # of each process; 0: as it likes
 
-    def recipe(self, *settings: str) -> Recipe:
+    def recipe(self, *settings: str, before: Sequence[str] = ()) -> Recipe:
+        """With settings over those of the user, and others that the user's go over."""
         texts = {name: text for file in self.recipes for name, text in with_bases(os.path.normpath(file), read_text)}
-        return read_recipe(Recipe, list(texts.items()), [*self.settings, *settings])
+        return read_recipe(Recipe, list(texts.items()), [*before, *self.settings, *settings])
 
 
 class SeedRuns:
@@ -112,11 +113,20 @@ class SeedRuns:
             settings.append(f"data.held_out={self.file('held_out')}" if arm.is_scalar else 'data.held_out=""')
             rows = f"data.judgments={self._rows(arm)}" if arm.stage == "sft" else f"data.pairs={self.file('pairs')}"
             settings.append(rows)
-        small = arm.at_small_scale if self.is_embedded else ()
         files = list(self.scale.recipes)
         self._run(
-            [*self.scale.launcher, str(ROOT / "trainer" / "main.py"), *files, *small, *self.scale.settings, *settings]
+            [
+                *self.scale.launcher,
+                str(ROOT / "trainer" / "main.py"),
+                *files,
+                *self._small(arm),
+                *self.scale.settings,
+                *settings,
+            ]
         )
+
+    def _small(self, arm: Arm) -> tuple[str, ...]:
+        return arm.at_small_scale if self.is_embedded else ()
 
     def _rows(self, arm: Arm) -> str:
         """The start's judgments in the arm's form."""
@@ -143,7 +153,7 @@ class SeedRuns:
 
     def _reading(self, arm: Arm) -> list[str]:
         """How the arm's judge was trained to be asked."""
-        recipe = self.scale.recipe(f"mode={arm.mode}", *(arm.at_small_scale if self.is_embedded else ()))
+        recipe = self.scale.recipe(f"mode={arm.mode}", before=self._small(arm))
         prompt, most = recipe.prompt, recipe.rollout.max_completion_tokens
         options = {
             "mode": arm.mode, "rubrics": arm.rubrics, "template": prompt.template, "rubrics-file": prompt.rubrics_file,
