@@ -25,7 +25,7 @@ class Arm:
 
 # A format is quick to learn for a judge that knows another one; to choose between two takes longer.
 _REFORMED = ("sft.steps=80", "sft.dev_every=80", "sft.optim.lr=1e-3", "sft.optim.warmup_steps=10")
-_PAIRED = ("sft.steps=150", "sft.dev_every=150", "sft.optim.lr=1e-3", "sft.optim.warmup_steps=10")
+_PAIRED = ("sft.steps=250", "sft.dev_every=250", "sft.optim.lr=1e-3", "sft.optim.warmup_steps=10")
 _LONGER = ("prompt.max_context_tokens=384", "rollout.max_completion_tokens=160")
 NOISE = (20, 50, 100)
 
