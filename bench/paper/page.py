@@ -52,6 +52,8 @@ def charts_of(experiment: Experiment) -> list[Chart]:
     facts = experiment.facts
     if experiment.name == "figure3":
         steps = facts[0]["curves"]["patarm"]["step"]
+        if len(steps) < 2:
+            return []
         arms = (("patarm", "f graded", "c1"), ("constant", "f constant", "c2"))
 
         def curves(key: str) -> list[Curve]:
@@ -96,7 +98,8 @@ def _curve(label: str, style: str, xs: Sequence[float], numbers: Sequence[Number
             found = estimate(values)
             points.append((x, found.mean))
             intervals.append((found.low, found.high))
-    return Curve(label, points, style, has_dots=True, intervals=intervals if isfinite(sum(map(sum, intervals))) else ())
+    has_intervals = all(isfinite(end) for interval in intervals for end in interval)
+    return Curve(label, points, style, has_dots=True, intervals=intervals if has_intervals else ())
 
 
 def _draw(charts: Sequence[Chart], path: Path) -> None:

@@ -243,6 +243,18 @@ def test_jobs_run_after_what_they_need_and_only_where_nothing_is_there(tmp_path)
         run_jobs([Job("d", tmp_path / "d", (), lambda: None)], 1)
 
 
+def test_recipes_of_real_weights_are_run_by_the_same_plan(tmp_path):
+    names = ("sft_point", "grpo_point", "bt")
+    files = [f"data.{name}={name}.jsonl" for name in ("judgments", "pairs", "dev", "held_out")]
+    scale = Scale(recipes=tuple(f"trainer/recipes/qwen3_8b_{name}.toml" for name in names), settings=tuple(files))
+    runs = SeedRuns(scale, 3, tmp_path)
+    needs = joined_needs(["table1", "figure4"])
+    names = [job.name.removeprefix("seed 3, ") for job in runs.jobs(needs)]
+    assert names[:3] == ["sft", "patarm", "bt"] and "patarm_noise50: held-out" in names
+    assert not any("RM-Bench" in name for name in names) and runs.file("held_out") == "held_out.jsonl"
+    assert runs.recipe.grpo.pairs_per_step == 128 and runs.recipe.sft.rows_per_step == 512
+
+
 def test_a_failed_run_is_one_line_with_its_cause(tmp_path):
     scale = Scale(recipes=("bench/paper/embedded.toml",), settings=("sft.steps=-1",))
     with pytest.raises(ValueError, match="steps=-1 must be at least 0"):
