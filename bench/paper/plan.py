@@ -26,6 +26,7 @@ class Arm:
 # A format is quick to learn for a judge that knows another one; to choose between two takes longer.
 _REFORMED = ("sft.steps=80", "sft.dev_every=80", "sft.optim.lr=1e-3", "sft.optim.warmup_steps=10")
 _PAIRED = ("sft.steps=250", "sft.dev_every=250", "sft.optim.lr=1e-3", "sft.optim.warmup_steps=10")
+_UNWATCHED = ("grpo.dev_every=0",)  # where no curve is shown
 _LONGER = ("prompt.max_context_tokens=384", "rollout.max_completion_tokens=160")
 NOISE = (20, 50, 100)
 
@@ -40,13 +41,15 @@ ARMS = {
             at_small_scale=(*_PAIRED, *_LONGER)),
         Arm(name="patarm", label="PaTaRM", stage="grpo", settings=("grpo.margin.kind=graded",)),
         Arm(name="constant", label="PaTaRM, f constant", stage="grpo", settings=("grpo.margin.kind=constant",)),
-        Arm(name="primary", label="only primary", stage="grpo", start="sft_primary", rubrics="primary"),
-        Arm(name="generated", label="only generated", stage="grpo", start="sft_generated", rubrics="generated"),
+        Arm(name="primary", label="only primary", stage="grpo", start="sft_primary", rubrics="primary",
+            at_small_scale=_UNWATCHED),
+        Arm(name="generated", label="only generated", stage="grpo", start="sft_generated", rubrics="generated",
+            at_small_scale=_UNWATCHED),
         Arm(name="pair", label="PaTaRM, pairwise", stage="grpo", start="sft_pair", mode="pairwise",
-            at_small_scale=_LONGER),
+            at_small_scale=(*_LONGER, *_UNWATCHED)),
         Arm(name="bt", label="BTRM", stage="bt"),
         *(Arm(name=f"patarm_noise{p}", label=f"PaTaRM, {p} % flipped", stage="grpo",
-              settings=(f"data.label_noise={p / 100}",)) for p in NOISE),
+              settings=(f"data.label_noise={p / 100}",), at_small_scale=_UNWATCHED) for p in NOISE),
         *(Arm(name=f"bt_noise{p}", label=f"BTRM, {p} % flipped", stage="bt",
               settings=(f"data.label_noise={p / 100}",)) for p in NOISE),
     )
