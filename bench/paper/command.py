@@ -40,12 +40,13 @@ def run_paper(
     for name in names:
         if name in TABLES:
             facts = [facts_of(runs, NEEDS[name]) for runs in of_seeds]
-            experiment = Experiment(name, facts, TABLES[name](facts), judge(FINDINGS[name], facts))
+            said = f"Seeds {', '.join(map(str, seeds))}."
+            experiment = Experiment(name, said, facts, TABLES[name](facts), judge(FINDINGS[name], facts))
         else:
-            tables, facts, judged = time_tables(name)
-            experiment = Experiment(name, facts, tables, judged)
+            said, tables, facts, judged = time_tables(name)
+            experiment = Experiment(name, said, facts, tables, judged)
         found.append(experiment)
-        text = as_markdown(experiment, seeds)
+        text = as_markdown(experiment)
         print(text, flush=True)
         if out is not None:
             record = {
@@ -54,5 +55,5 @@ def run_paper(
             }  # fmt: skip
             write_result(out, name, text, record)
     if out is not None:
-        write_page(found, seeds, out)
+        write_page(found, out)
     return found

@@ -19,18 +19,17 @@ from rollout.text_files import write_text
 _CLASS = {"holds": "good", "does not hold": "bad"}
 
 
-def write_page(experiments: Sequence[Experiment], seeds: Sequence[int], out: Path) -> None:
+def write_page(experiments: Sequence[Experiment], out: Path) -> None:
     """Writes report.html and, where matplotlib is, figures.png."""
     charts = {one.name: charts_of(one) for one in experiments}
-    said = f"Seeds {', '.join(map(str, seeds))}. {RULE}"
-    head = f"<header><h1>The paper's experiments at this scale</h1>\n<p>{escape(said)}</p></header>"
+    head = f"<header><h1>The paper's experiments at this scale</h1>\n<p>{escape(RULE)}</p></header>"
     body = [head, *(_section(one, charts[one.name]) for one in experiments)]
     write_text(out / "report.html", html_page("The paper's experiments", body))
     _draw([chart for of_one in charts.values() for chart in of_one], out / "figures.png")
 
 
 def _section(experiment: Experiment, charts: Sequence[Chart]) -> str:
-    parts = [f"<h2>{escape(experiment.title)}</h2>"]
+    parts = [f'<h2>{escape(experiment.title)}</h2>\n<p class="muted">{escape(experiment.said)}</p>']
     if experiment.judged:
         lines = [f'<li class="{_CLASS.get(one.word, "")}">{escape(one.line())}</li>' for one in experiment.judged]
         parts.append("<ul>" + "\n".join(lines) + "</ul>")

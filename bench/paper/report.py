@@ -29,6 +29,7 @@ RULE = (
 @dataclass(frozen=True, slots=True)
 class Experiment:
     name: str
+    said: str  # of what the facts are
     facts: Sequence[Facts]
     tables: Sequence[Table]
     judged: Sequence[Judged]
@@ -43,10 +44,8 @@ class Experiment:
         return published()["notes"].get(self.name, [])
 
 
-def as_markdown(experiment: Experiment, seeds: Sequence[int]) -> str:
-    parts = [f"## {experiment.title}"]
-    if experiment.facts:
-        parts.append(f"Seeds {', '.join(map(str, seeds))}. {RULE}")
+def as_markdown(experiment: Experiment) -> str:
+    parts = [f"## {experiment.title}", f"{experiment.said} {RULE}" if experiment.facts else experiment.said]
     for table in experiment.tables:
         parts += [f"{table.caption}:", markdown(table.rows)]
     if experiment.judged:

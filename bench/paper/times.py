@@ -13,21 +13,26 @@ RESULTS = Path(__file__).parent.parent / "results"
 STEP, DOWNSTREAM = RESULTS / "step" / "step.json", RESULTS / "downstream" / "downstream.json"
 
 
-def time_tables(name: str, file: Path | None = None) -> tuple[list[Table], list[Facts], list[Judged]]:
+def time_tables(name: str, file: Path | None = None) -> tuple[str, list[Table], list[Facts], list[Judged]]:
     """
     Args:
         name: table8 or table9.
         file: the record; the one in bench/results.
+
+    Returns:
+        What was measured in words, the tables, facts of each turn or seed, and verdicts.
     """
     file = file or {"table8": STEP, "table9": DOWNSTREAM}[name]
     command = f"bench/main.py {file.stem}"
     if not file.is_file():
         rows = [["not measured", f"run {command} --out {file.parent.name}"]]
-        return [Table("Ours", rows), published_table(name)], [], judge(_FINDINGS[name], [])
+        return "Not measured.", [Table("Ours", rows), published_table(name)], [], judge(_FINDINGS[name], [])
     record = json.loads(read_text(file))
     facts = _of_step(record) if name == "table8" else _of_downstream(record)
     make = _table8 if name == "table8" else _table9
-    return [make(facts), published_table(name)], facts, judge(_FINDINGS[name], facts)
+    units = "timed turns" if name == "table8" else "seeds"
+    said = f"{len(facts)} {units} of `{command}`, which stand for the seeds."
+    return said, [make(facts), published_table(name)], facts, judge(_FINDINGS[name], facts)
 
 
 def _of_step(record: dict) -> list[Facts]:

@@ -185,7 +185,7 @@ def _made_up(seed: int) -> dict:
 def test_tables_and_verdicts_of_made_up_runs():
     facts = [_made_up(seed) for seed in range(3)]
     texts = {
-        name: as_markdown(Experiment(name, facts, TABLES[name](facts), judge(FINDINGS[name], facts)), [0, 1, 2])
+        name: as_markdown(Experiment(name, "Seeds.", facts, TABLES[name](facts), judge(FINDINGS[name], facts)))
         for name in TABLES
     }
     assert (
@@ -211,15 +211,17 @@ def test_an_arm_is_measured_with_the_same_votes_by_every_experiment():
 
 
 def test_times_are_read_where_they_were_measured(tmp_path):
-    tables, _, judged = time_tables("table8")
+    said, tables, _, judged = time_tables("table8")
+    assert said == "3 timed turns of `bench/main.py step`, which stand for the seeds."
     assert tables[0].rows[3][0] == "4" and tables[0].rows[3][3:] == ["125", "1.00"]
     assert judged[0].word is not None
-    missing = time_tables("table9", tmp_path / "downstream.json")
-    assert missing[0][0].rows[0][0] == "not measured" and {one.word for one in missing[2]} == {None}
+    said, tables, facts, judged = time_tables("table9", tmp_path / "downstream.json")
+    assert said == "Not measured." and facts == [] and {one.word for one in judged} == {None}
     runs = [{"scalar": {"step_s": 1.0}, "judge": {"step_s": 1.2 + seed / 100}} for seed in range(3)]
     (tmp_path / "downstream.json").write_text(json.dumps({"runs": runs}))
-    found = time_tables("table9", tmp_path / "downstream.json")
-    assert found[0][0].rows[1][:2] == ["ours", "1.00 ± 0.00"] and [one.word for one in found[2]] == ["holds"] * 2
+    said, tables, _, judged = time_tables("table9", tmp_path / "downstream.json")
+    assert said.startswith("3 seeds") and tables[0].rows[1][:2] == ["ours", "1.00 ± 0.00"]
+    assert [one.word for one in judged] == ["holds"] * 2
 
 
 # Runs
