@@ -33,8 +33,12 @@ class Judged:
         if self.word is None:
             return f"not measured: {what}"
         found = estimate(self.values)
-        spread = f" ± {found.half_width:.1f}" if len(self.values) > 1 else ", one seed"
-        return f"{self.word}: {what}: {found.mean:+.1f}{spread} {self.finding.unit}"
+        spread = (
+            f" ± {found.half_width:.1f} {self.finding.unit}"
+            if len(self.values) > 1
+            else f" {self.finding.unit}, one seed"
+        )
+        return f"{self.word}: {what}: {found.mean:+.1f}{spread}"
 
 
 def judge(findings: Sequence[Finding], facts: Sequence[Facts]) -> list[Judged]:
@@ -146,6 +150,8 @@ FINDINGS: dict[str, list[Finding]] = {
                 minus(fixed(50), held_out("patarm_noise100", 8, "ties_half"))),
         Finding("at 100 % BTRM collapses below chance", "text",
                 minus(fixed(50), held_out("bt_noise100", 1, "ties_half"))),
+        Finding("without noise BTRM is above chance, so that there is something to lose", "not given",
+                minus(held_out("bt", 1, "ties_half"), fixed(50)), is_ours=True),
         Finding("at 50 % PaTaRM is still above its own step 0", "not given", minus(_NOISY, _START), is_ours=True),
         Finding("without noise PaTaRM is above its step 0 by more than 4 points, so that flat is not idle", "not given",
                 minus(minus(_CLEAN, _START), fixed(4)), is_ours=True),
