@@ -285,6 +285,7 @@ TINY = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_tiny_run_ends_in_tables_and_is_not_made_twice(tmp_path, capsys):
     runs, out = tmp_path / "runs", tmp_path / "out"
     command = ["paper", "figure5", *TINY, "--seeds", "0", "--work", str(runs), "--out", str(out)]
