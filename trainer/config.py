@@ -221,12 +221,14 @@ class WatchConfig:
     # Of a policy: the checker's score on the dev prompts so far below its best, while the reward is above what it was
     checker_drop: float = 0.02
     dev_measurements: int = 2  # in a row that show it, or do not
+    unscored_share: float = 0.1  # of a policy's answers that the reward gives no score
     logprob_gap: float = 0.05  # nats, mean |log ratio| before an update: 1.05 a token is where others draw the line
 
     def __post_init__(self) -> None:
         check(self, is_at_least(1), "at least 1", "window", "steps", "length_ratio", "dev_measurements")
         check(self, lambda share: 0 <= share <= 1, "in [0, 1]", "entropy_share", "margin_share")
         check(self, lambda share: 0 <= share <= 1, "in [0, 1]", "zero_advantage_rise", "valid_drop", "checker_drop")
+        check(self, lambda share: 0 <= share <= 1, "in [0, 1]", "unscored_share")
         check(self, lambda value: 0 < value < math.inf, "positive", "margin_least_peak", "logprob_gap")
 
 

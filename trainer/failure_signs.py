@@ -1,8 +1,8 @@
-"""Signs that policy-gradient training of a judge goes wrong, read from the metrics of its steps.
+"""Signs that policy-gradient training of a judge or of a policy goes wrong, read from the metrics of its steps.
 
 Losing diversity and a margin that decays, sooner with a constant f than with a graded one, are the failures that the
 paper saw (sec. 5.2, figure 3b). The others cost the field most: groups without an advantage, judgments that lose their
-format or run on to the limit, and a rollout that disagrees with the trainer.
+format or run on to the limit, a rollout that disagrees with the trainer, and a reward model that says nothing.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ SIGNS = (
         "entropy collapse", "entropy", True,
         lambda level, config: config.entropy_share * level.start,
         lambda config: f"{config.entropy_share:g} of its start",
-        "judgments of one response become copies of each other; lower the learning rate, or set grpo.entropy_coef",
+        "completions of one context become copies of each other; lower the learning rate, or set entropy_coef",
     ),
     Sign(
         "margin decay", "margin", True, _margin_bound,
@@ -73,13 +73,19 @@ SIGNS = (
         "length running away", "completion_tokens", False,
         lambda level, config: config.length_ratio * level.start,
         lambda config: f"{config.length_ratio:g} x its start",
-        "judgments grow without being asked to; see cut_short_rate",
+        "completions grow without being asked to; see cut_short_rate",
     ),
     Sign(
         "rollout off policy", "logprob_gap", False,
         lambda level, config: config.logprob_gap,
         lambda config: "watch.logprob_gap",
         "rollout and trainer disagree about log-probs, so the ratio is biased; see max_logprob_gap and model.dtype",
+    ),
+    Sign(
+        "silent reward", "unscored_rate", False,
+        lambda level, config: config.unscored_share,
+        lambda config: "watch.unscored_share",
+        "answers without a score teach nothing; see the problems in samples.jsonl, and the judge's limits of tokens",
     ),
 )  # fmt: skip
 

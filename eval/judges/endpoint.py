@@ -220,6 +220,7 @@ class EndpointJudge:
             self.tally.retries[name] += 1
 
     def _count(self, drawn: Drawn) -> None:
-        self.tally.replies += drawn.text is not None
-        if drawn.error is not None:
-            self.tally.errors[drawn.error.partition(":")[0]] += 1
+        with self._lock:  # several threads may call `judge`
+            self.tally.replies += drawn.text is not None
+            if drawn.error is not None:
+                self.tally.errors[drawn.error.partition(":")[0]] += 1

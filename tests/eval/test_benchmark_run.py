@@ -198,6 +198,7 @@ def test_ifeval_has_a_model_answer_and_goes_on_where_it_was_cut(tiny_judge, tmp_
         ([*command[:3], "--data", str(wrong)], 'prompt 5 of ifeval: instruction_id_list[0]: is "no:such"'),
         (["ifeval", "--data", str(data)], "name who answers"),
         ([*command, "--endpoint", "http://x"], "name who answers"),
+        (["ifeval", "--data", str(data), "--endpoint", "http://x"], "--endpoint-model: missing"),
     ):
         assert main([*arguments, "--out", str(tmp_path / "none")]) == 1
         assert message in capsys.readouterr().err

@@ -11,7 +11,7 @@ from trainer.failure_signs import SIGNS, FailureWatch, warning_line
 
 QUIET = {
     "reward": 0.5, "entropy": 1.0, "margin": 2.0, "zero_advantage_share": 0.2, "valid_rate": 0.9,
-    "completion_tokens": 100.0, "logprob_gap": 1e-4,
+    "completion_tokens": 100.0, "logprob_gap": 1e-4, "unscored_rate": 0.0,
 }  # fmt: skip
 CONFIG = WatchConfig(window=2, steps=3)
 
@@ -39,6 +39,7 @@ def is_beyond(sign: str, averages: list[float], config: WatchConfig) -> bool:
         "format decay": now < peak - config.valid_drop,
         "length running away": now > config.length_ratio * start,
         "rollout off policy": now > config.logprob_gap,
+        "silent reward": now > config.unscored_share,
     }[sign]
 
 
@@ -105,6 +106,7 @@ def test_entropy_margin_and_length_are_judged_by_their_own_scale(values, scale):
         ("valid_rate", 0.9, 0.79, "format decay"),
         ("completion_tokens", 100.0, 201.0, "length running away"),
         ("logprob_gap", 0.0, 0.051, "rollout off policy"),
+        ("unscored_rate", 0.05, 0.14, "silent reward"),
     ],
 )
 def test_each_sign_begins_once_and_ends_once(key, good, bad, sign):

@@ -222,7 +222,7 @@ def test_neither_a_gpu_nor_weights_are_touched(tmp_path, monkeypatch):
         ([GRPO, "--prompt-tokens", "9000"], "--prompt-tokens 9000 and --response-tokens 450 make more than prompt"),
         ([GRPO, "grpo.tokens_per_micro_batch=2000"], "a context of 1050 tokens and 1000 that follow do not fit "),
         (["nowhere.toml"], "nowhere.toml: no such file"),
-        ([GRPO, "role=policy", 'stages=["sft"]'], '--plan: estimates the training of judges, and not role = "policy": of'),
+        ([GRPO, "role=policy", 'stages=["sft"]'], '--plan: estimates the training of judges, and not role = "policy"'),
     ],
 )  # fmt: skip
 def test_nonsense_is_told_in_one_line(arguments, line, capsys):
