@@ -20,6 +20,7 @@ from trainer.machine import machine
 from trainer.pair_stage import PairObjective
 from trainer.policy import Answer, PolicyReplica, answer_metrics
 from trainer.replica import JudgeReplica, Replica
+from trainer.report import policy_rows
 from trainer.run_folder import RunFolder, write_text
 
 
@@ -100,16 +101,7 @@ class PolicyHeldOut(HeldOut):
     def table(self) -> str:
         if not self.results:
             return ""
-        tasks = sorted({task for result in self.results.values() for task in result["by_task"]})
-        rows = [["policy", "checker", "95 % interval", "all right", "reward", "tokens", "cut", *tasks]]
-        for name, result in self.results.items():
-            interval = f"{result['low']:.1%} - {result['high']:.1%}" if "low" in result else "-"
-            shares = [_share(result.get(key)) for key in ("accuracy", "all_right")]
-            score = f"{result['score']:.2f}" if "score" in result else "-"
-            row = [name, shares[0], interval, shares[1], score, f"{result['completion_tokens']:.0f}"]
-            row += [_share(result["cut_short_rate"]), *(_share(result["by_task"].get(task)) for task in tasks)]
-            rows.append(row)
-        return "## Held-out prompts\n" + markdown(rows)
+        return "## Held-out prompts\n" + markdown(policy_rows(self.results))
 
 
 def policy_summary(answers: Sequence[Sequence[Answer]], tasks: Sequence[str]) -> dict:
@@ -121,7 +113,3 @@ def policy_summary(answers: Sequence[Sequence[Answer]], tasks: Sequence[str]) ->
         for task in sorted(set(tasks)):
             result["by_task"][task] = fmean(m for m, of in zip(means, tasks, strict=True) if of == task)
     return result
-
-
-def _share(value: float | None) -> str:
-    return "-" if value is None else f"{value:.1%}"

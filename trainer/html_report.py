@@ -20,7 +20,7 @@ from trainer.failure_signs import SIGNS
 from trainer.html_charts import charts
 from trainer.html_samples import judgments
 from trainer.panels import last_steps
-from trainer.report import PHASES, time_rows
+from trainer.report import PHASES, policy_rows, time_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +34,7 @@ class RunRecord:
     samples: Sequence[dict] = ()
     warnings: Sequence[dict] = ()
     results: dict[str, dict] | None = None  # on the held-out pairs, by model
+    answered: dict[str, dict] | None = None  # of a policy, on the held-out prompts
     machine: dict | None = None
     wall_s: float | None = None
 
@@ -65,6 +66,7 @@ def read_run(folder: Path) -> RunRecord:
         samples=read_records(folder / "samples.jsonl"),
         warnings=read_records(folder / "warnings.jsonl"),
         results=report.get("held_out"),
+        answered=report.get("held_out_prompts"),
         machine=report.get("machine"),
         wall_s=report.get("wall_s"),
     )
@@ -104,6 +106,12 @@ def _tiles(run: RunRecord) -> str:
         interval = f"95 %: {now['low']:.1%} - {now['high']:.1%}"
         was = f"; {first}: {before['accuracy']:.1%}" if len(rows) > 1 else ""
         shown.append((f"held-out accuracy, {last}, voting@{now['votes']}", f"{now['accuracy']:.1%}", interval + was))
+    checked = [(name, result) for name, result in (run.answered or {}).items() if "low" in result]
+    if checked:
+        (first, before), (last, now) = checked[0], checked[-1]
+        told = f"95 %: {now['low']:.1%} - {now['high']:.1%}"
+        told += f"; {first}: {before['accuracy']:.1%}" if len(checked) > 1 else ""
+        shown.append((f"held-out prompts by the checker, {last}", f"{now['accuracy']:.1%}", told))
     measured = [r for r in run.metrics if r.get("dev_accuracy") is not None]
     if measured:
         top = max(measured, key=lambda r: r["dev_accuracy"])
@@ -146,6 +154,8 @@ def _ends(later: dict, warning: dict) -> bool:
 
 
 def _held_out(run: RunRecord) -> str:
+    if run.answered:
+        return "<h2>Held-out prompts</h2>\n" + table(policy_rows(run.answered))
     if not run.results:
         return ""
     parts = [table(accuracy_rows(run.results))]
@@ -161,7 +171,8 @@ def _time(run: RunRecord) -> str:
     parts = ['<h2>Time</h2>\n<p class="muted">Median seconds over the steps of a stage.</p>', table(rows)]
     for row in rows[1:]:
         named = dict(zip(rows[0], row, strict=True))
-        phases = [(name, float(named[name])) for name in (p.removesuffix("_s") for p in PHASES) if named[name] != "-"]
+        names = [name for phase in PHASES if (name := phase.removesuffix("_s")) in named]
+        phases = [(name, float(named[name])) for name in names if named[name] != "-"]
         whole = max(sum(seconds for _, seconds in phases), 0.0 if named["s/step"] == "-" else float(named["s/step"]))
         if not phases or not whole:
             continue

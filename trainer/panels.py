@@ -17,7 +17,8 @@ class Panel:
 # The first four are those of curves.png.
 PANELS = (
     Panel(
-        "pairwise accuracy", (("pair_accuracy", "training pairs, mean of n"), ("dev_accuracy", "dev pairs")), True
+        "accuracy on pairs; of a policy's answers, by the checker",
+        (("pair_accuracy", "training pairs, mean of n"), ("dev_accuracy", "dev pairs or prompts")), True,
     ),
     Panel("margin: mean chosen - mean rejected score", (("margin", "training pairs"), ("dev_margin", "dev pairs"))),
     Panel("share of valid judgments", (("valid_rate", "training pairs"), ("dev_valid_rate", "dev pairs")), True),
@@ -27,7 +28,10 @@ PANELS = (
     ),
     Panel(
         "lost compute",
-        (("zero_advantage_share", "groups without an advantage"), ("cut_short_rate", "judgments cut at the limit")),
+        (
+            ("zero_advantage_share", "groups without an advantage"), ("cut_short_rate", "cut at the limit"),
+            ("unscored_rate", "answers without a score"),
+        ),
         True,
     ),
     Panel(

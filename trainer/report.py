@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
 
 from eval.tables import markdown
 from trainer.panels import PANELS, last_steps, positions
 
-PHASES = ("sync_s", "rollout_s", "wait_s", "reward_s", "update_s")
+PHASES = ("sync_s", "rollout_s", "judge_s", "wait_s", "reward_s", "update_s")
 
 
 def time_rows(records: Sequence[dict]) -> list[list[str]]:
     """Median seconds of a step and of its phases, per stage; the first row is the header."""
-    phases = [phase.removesuffix("_s") for phase in PHASES]
-    rows = [["stage", "steps", "s/step", *phases, "tokens/s", "s/checkpoint"]]
+    is_judged = any("judge_s" in record for record in records)  # answers of a policy
+    phases = [phase for phase in PHASES if is_judged or phase != "judge_s"]
+    names = [phase.removesuffix("_s") for phase in phases]
+    rows = [["stage", "steps", "s/step", *names, "tokens/s", "s/checkpoint"]]
     for stage in dict.fromkeys(record["stage"] for record in records):
         steps = [record for record in records if record["stage"] == stage]
         checkpoints = [step for step in steps if "checkpoint_s" in step]  # not part of s/step
-        rows.append([stage, str(len(steps)), *(_median(steps, key) for key in ("step_s", *PHASES))])
+        rows.append([stage, str(len(steps)), *(_median(steps, key) for key in ("step_s", *phases))])
         rows[-1] += [_median(steps, "tokens_per_s", ",.0f"), _median(checkpoints, "checkpoint_s")]
     return rows
 
@@ -32,6 +34,27 @@ def _median(steps: Sequence[dict], key: str, form: str = ".2f") -> str:
 
 def time_table(records: Sequence[dict]) -> str:
     return markdown(time_rows(records))
+
+
+def policy_rows(results: Mapping[str, dict]) -> list[list[str]]:
+    """What each model's answers to the held-out prompts are worth; the first row is the header.
+
+    Args:
+        results: by model, `held_out_prompts` of report.json.
+    """
+    tasks = sorted({task for result in results.values() for task in result["by_task"]})
+    rows = [["policy", "checker", "95 % interval", "all right", "reward", "tokens", "cut", *tasks]]
+    for name, result in results.items():
+        interval = f"{result['low']:.1%} - {result['high']:.1%}" if "low" in result else "-"
+        shares = [_share(result.get(key)) for key in ("accuracy", "all_right")]
+        score = f"{result['score']:.2f}" if "score" in result else "-"
+        row = [name, shares[0], interval, shares[1], score, f"{result['completion_tokens']:.0f}"]
+        rows.append([*row, _share(result["cut_short_rate"]), *(_share(result["by_task"].get(task)) for task in tasks)])
+    return rows
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1%}"
 
 
 def draw_curves(records: Sequence[dict], results: dict[str, dict], path: Path) -> bool:

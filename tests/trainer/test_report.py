@@ -105,8 +105,8 @@ def test_every_curve_that_was_logged_is_drawn(tmp_path, monkeypatch):
     }
     monkeypatch.undo()
     pyplot.close("all")
-    assert lines["pairwise", "training pairs, mean of n"] == [[1.333, 1.667, 2.0], [0.6, 0.7, 0.8]]
-    assert lines["pairwise", "dev pairs"] == [[2.0], [0.7]]
+    assert lines["accuracy", "training pairs, mean of n"] == [[1.333, 1.667, 2.0], [0.6, 0.7, 0.8]]
+    assert lines["accuracy", "dev pairs or prompts"] == [[2.0], [0.7]]
     assert lines["margin:", "training pairs"] == [[1.333, 1.667, 2.0], [0.0, 0.5, 1.0]]
     assert lines["share", "training pairs"] == [[1.333, 1.667, 2.0], [0.9] * 3]
     assert lines["entropy", "sampled or SFT tokens"][0] == [0.2, 0.4, 0.6, 0.8, 1.0, 1.333, 1.667, 2.0]

@@ -200,7 +200,10 @@ def test_a_run_that_is_killed_while_it_judges_ends_as_one_that_was_not(job, tmp_
     report = json.loads((tmp_path / "run" / "report.json").read_text())["held_out_prompts"]
     assert report.keys() == {"initial", "rlhf"} and report["rlhf"]["num_prompts"] == 3
     assert "## Held-out prompts" in (tmp_path / "run" / "report.md").read_text()
-    assert (tmp_path / "run" / "report.html").is_file()
+    html = (tmp_path / "run" / "report.html").read_text()
+    assert "<h2>Held-out prompts</h2>" in html and "held-out prompts by the checker, rlhf" in html
+    times = (tmp_path / "run" / "report.md").read_text().partition("## Time")[2]
+    assert "| judge |" in times and " - |" not in times.splitlines()[4]  # every phase of rlhf is there
     num_calls, real = 0, JudgeScorer.finish
 
     def finish(self, is_leaving):
