@@ -21,7 +21,7 @@ from trainer.distributed import World
 from trainer.learner import Learner
 from trainer.mistakes import Halt
 from trainer.replica import Replica
-from trainer.scorers import Scored, Scorer, ScorerFailure, Unwanted
+from trainer.scorers import CheckerScorer, Scored, Scorer, ScorerFailure, Unwanted
 from trainer.shared_rollout import Drawn, SharedRollout, Sides
 
 
@@ -81,6 +81,11 @@ class Examiner:
     checker: Checker | None = None
     scorer: Scorer | None = None
 
+    @property
+    def rewards_what_is_checked(self) -> bool:
+        """The score is the checker's: it is asked once."""
+        return isinstance(self.scorer, CheckerScorer)
+
 
 def draw_answers(
     engine: Engine,
@@ -106,7 +111,7 @@ def draw_answers(
         return world.stop.is_requested and world.stop.on_pause is not None
 
     def checked(prompt: PolicyPrompt, text: str) -> float | None:
-        if examiner.checker is None or failures:
+        if examiner.checker is None or examiner.rewards_what_is_checked or failures:
             return None
         try:
             return examiner.checker(prompt, text)
@@ -136,6 +141,8 @@ def draw_answers(
             try:
                 for key, scored in scorer.finish(is_leaving).items():
                     own[key] = [replace(a, scored=s) for a, s in zip(own[key], scored, strict=True)]
+                    if examiner.rewards_what_is_checked:
+                        own[key] = [replace(answer, checked=answer.scored.score) for answer in own[key]]
             except (ScorerFailure, CheckerFailure) as error:
                 failures.append(str(error))
             except Unwanted:  # `wait` leaves

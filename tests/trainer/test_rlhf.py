@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+from collections import Counter
 from contextlib import nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
@@ -22,11 +23,22 @@ from rollout.weights import save_decoder
 from tests import tiny_runs
 from tests.models import config, random_decoder, tokenizer
 from trainer import rlhf, scorers
+from trainer.checkers import Checker
+from trainer.distributed import World
 from trainer.main import main
 from trainer.mistakes import Halt
-from trainer.policy import Answer, answer_metrics, answer_text
+from trainer.policy import Answer, Examiner, answer_metrics, answer_text, draw_answers
 from trainer.rlhf_config import RewardConfig, RlhfConfig
-from trainer.scorers import FunctionScorer, JudgeScorer, ScalarScorer, Scored, ScorerFailure, open_scorer
+from trainer.scorers import (
+    CheckerScorer,
+    FunctionScorer,
+    JudgeScorer,
+    ScalarScorer,
+    Scored,
+    ScorerFailure,
+    open_scorer,
+)
+from trainer.shared_rollout import Drawn
 
 
 def answer(score: float | None, num_tokens: int = 4, checked: float | None = None) -> Answer:
@@ -319,6 +331,22 @@ def test_rows_that_are_wrong(job, tmp_path, capsys):
     ):
         assert main(tiny_runs.arguments(job | {key: file})) == 1
         assert problem in capsys.readouterr().err
+
+
+def test_a_checker_that_is_the_reward_is_asked_once():
+    asked = []
+    checker = Checker(lambda prompt, text: asked.append(text) or len(text) / 4)
+    said = [SimpleNamespace(text=text, token_ids=[1, 2], finish_reason="stop") for text in ("a", "bcd")]
+    nothing = Drawn({}, {}, Counter(), Counter(), 0.0, None)
+    shared = SimpleNamespace(
+        world=World(0, 1, torch.device("cpu"), None), wait=lambda drawn: {},
+        draw=lambda engine, prompts, sampling, keep, progress: [keep(one, [said]) for one in prompts] and nothing,
+    )  # fmt: skip
+    for scorer in (CheckerScorer(checker), FunctionScorer("f", by_length), None):
+        asked.clear()
+        _, _, found = draw_answers(None, shared, [prompt(0)], None, Examiner(checker=checker, scorer=scorer))
+        assert [answer.checked for answer in found[prompt(0).key]] == [0.25, 0.75]
+        assert asked == ["a", "bcd"]
 
 
 @pytest.mark.parametrize("is_leaving", [False, True])
