@@ -92,6 +92,7 @@ def main(arguments: list[str]) -> int:
     paper.add_argument(
         "--jobs", type=int, default=1, help="processes side by side; with more, each has its share of cores"
     )
+    paper.add_argument("--without", default="", help="runs to leave out, by the names of bench/paper/plan.py")
     paper.add_argument("--launcher", default="", help="of a training, such as 'torchrun --nproc-per-node 8'")
     paper.add_argument("settings", nargs="*", metavar="key=value", help="of every run, over the recipe")
     paper.set_defaults(run=_paper)
@@ -192,7 +193,8 @@ def _paper(options: argparse.Namespace) -> None:
         launcher=tuple(shlex.split(options.launcher)) or (sys.executable,),
         threads=max(1, (os.cpu_count() or 1) // options.jobs) if options.jobs > 1 else 0,
     )  # fmt: skip
-    run_paper(options.name.split(","), scale, seeds, options.work, options.out, options.jobs)
+    without = tuple(filter(None, options.without.split(",")))
+    run_paper(options.name.split(","), scale, seeds, options.work, options.out, options.jobs, without)
 
 
 def _seeds(options: argparse.Namespace) -> list[int]:

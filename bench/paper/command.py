@@ -8,7 +8,7 @@ from pathlib import Path
 from bench.paper.facts import facts_of
 from bench.paper.findings import FINDINGS, judge
 from bench.paper.page import write_page
-from bench.paper.plan import NEEDS, joined_needs
+from bench.paper.plan import NEEDS, joined_needs, needs_of
 from bench.paper.report import Experiment, about, as_markdown
 from bench.paper.runs import Scale, SeedRuns, run_jobs
 from bench.paper.tables import TABLES
@@ -18,7 +18,13 @@ from trainer.machine import machine
 
 
 def run_paper(
-    names: Sequence[str], scale: Scale, seeds: Sequence[int], work: Path, out: Path | None, side_by_side: int
+    names: Sequence[str],
+    scale: Scale,
+    seeds: Sequence[int],
+    work: Path,
+    out: Path | None,
+    side_by_side: int,
+    without: Sequence[str] = (),
 ) -> list[Experiment]:
     """Prints and returns the experiments.
 
@@ -26,6 +32,7 @@ def run_paper(
         names: some of NEEDS, or "all".
         work: folder of the runs, which experiments share.
         side_by_side: processes at a time.
+        without: arms that are left out.
 
     Raises:
         ValueError: an unknown name, a mistake in a recipe, or a run that failed; one line.
@@ -33,13 +40,13 @@ def run_paper(
     if unknown := [name for name in names if name != "all" and name not in NEEDS]:
         raise ValueError(f"paper {unknown[0]}: no such experiment; expected all or some of {', '.join(NEEDS)}")
     names = list(NEEDS) if "all" in names else list(dict.fromkeys(names))
-    needs = joined_needs(list(names))
+    needs = {name: needs_of(name, without) for name in names}
     of_seeds = [SeedRuns(scale, seed, work.resolve() / f"seed-{seed}") for seed in seeds]
-    run_jobs([job for runs in of_seeds for job in runs.jobs(needs)], side_by_side)
+    run_jobs([job for runs in of_seeds for job in runs.jobs(joined_needs(list(needs.values())))], side_by_side)
     found = []
     for name in names:
         if name in TABLES:
-            facts = [facts_of(runs, NEEDS[name]) for runs in of_seeds]
+            facts = [facts_of(runs, needs[name]) for runs in of_seeds]
             said = f"Seeds {', '.join(map(str, seeds))}."
             experiment = Experiment(name, said, facts, TABLES[name](facts), judge(FINDINGS[name], facts))
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from patarm_core.judgment import JudgeMode, RubricSetting
@@ -90,11 +91,29 @@ def with_starts(names: list[str]) -> list[str]:
     return list(found)
 
 
-def joined_needs(experiments: list[str]) -> Needs:
+def needs_of(experiment: str, without: Sequence[str] = ()) -> Needs:
+    """
+    Args:
+        without: arms that are left out; what compares them is not measured.
+
+    Raises:
+        ValueError: no such arm, or one that the others are compared with.
+    """
+    can_go = [name for name in ARMS if name not in ("sft", "patarm", "constant")]
+    if unknown := [name for name in without if name not in can_go]:
+        raise ValueError(f"--without {unknown[0]}: expected some of {', '.join(can_go)}")
+    needs = NEEDS[experiment]
+    return Needs(
+        held_out={arm: n for arm, n in needs.held_out.items() if arm not in without},
+        rm_bench=tuple(arm for arm in needs.rm_bench if arm not in without),
+    )
+
+
+def joined_needs(every: Sequence[Needs]) -> Needs:
     """Of several experiments at once; an arm that two of them measure is measured once, with the most judgments."""
     held_out: dict[str, int] = {}
-    for experiment in experiments:
-        for arm, n in NEEDS[experiment].held_out.items():
+    for needs in every:
+        for arm, n in needs.held_out.items():
             held_out[arm] = max(n, held_out.get(arm, 0))
-    rm_bench = dict.fromkeys(arm for experiment in experiments for arm in NEEDS[experiment].rm_bench)
+    rm_bench = dict.fromkeys(arm for needs in every for arm in needs.rm_bench)
     return Needs(held_out=held_out, rm_bench=tuple(rm_bench))

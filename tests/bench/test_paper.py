@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from bench.main import main
 from bench.paper.facts import read_judged, voted
 from bench.paper.findings import FINDINGS, judge
-from bench.paper.plan import ARMS, NEEDS, joined_needs, with_starts
+from bench.paper.plan import ARMS, NEEDS, joined_needs, needs_of, with_starts
 from bench.paper.report import Experiment, as_markdown
 from bench.paper.rows import FILES, STYLES, as_choices, rm_bench_files, without_rubrics
 from bench.paper.runs import Job, Scale, SeedRuns, run_jobs
@@ -203,7 +203,7 @@ def test_tables_and_verdicts_of_made_up_runs():
 
 def test_an_arm_is_measured_with_the_same_votes_by_every_experiment():
     """What one experiment has measured serves the others."""
-    together = joined_needs(list(NEEDS)).held_out
+    together = joined_needs(list(NEEDS.values())).held_out
     assert set(together) == set(ARMS)
     for needs in NEEDS.values():
         assert needs.held_out.items() <= together.items()
@@ -250,9 +250,10 @@ def test_recipes_of_real_weights_are_run_by_the_same_plan(tmp_path):
     files = [f"data.{name}={name}.jsonl" for name in ("judgments", "pairs", "dev", "held_out")]
     scale = Scale(recipes=tuple(f"trainer/recipes/qwen3_8b_{name}.toml" for name in names), settings=tuple(files))
     runs = SeedRuns(scale, 3, tmp_path)
-    needs = joined_needs(["table1", "figure4"])
+    needs = joined_needs([needs_of("table1"), needs_of("figure4", ["bt_noise20"])])
     names = [job.name.removeprefix("seed 3, ") for job in runs.jobs(needs)]
     assert names[:3] == ["sft", "patarm", "bt"] and "patarm_noise50: held-out" in names
+    assert "bt_noise50" in names and "bt_noise20" not in names
     assert not any("RM-Bench" in name for name in names) and runs.file("held_out") == "held_out.jsonl"
     assert runs.recipe.grpo.pairs_per_step == 128 and runs.recipe.sft.rows_per_step == 512
 
@@ -267,6 +268,7 @@ def test_a_failed_run_is_one_line_with_its_cause(tmp_path):
     "arguments, message",
     [
         (["paper", "table7"], "paper table7: no such experiment; expected all or some of table1"),
+        (["paper", "table1", "--without", "sft"], "--without sft: expected some of sft_primary, "),
         (["paper", "table1", "--jobs", "0"], "--jobs must be at least 1"),
         (["paper", "table1", "--seeds", "a"], "--seeds a: must be whole numbers"),
     ],
