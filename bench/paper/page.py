@@ -113,7 +113,7 @@ def _draw(charts: Sequence[Chart], path: Path) -> None:
 
     figure, axes = pyplot.subplots(1, len(charts), figsize=(5 * len(charts), 4), squeeze=False, constrained_layout=True)
     for axis, chart in zip(axes[0], charts, strict=True):
-        for curve in chart.curves:
+        for curve in filter(lambda curve: curve.points, chart.curves):
             xs, ys = zip(*curve.points, strict=True)
             bars = [[y - low for y, (low, _) in zip(ys, curve.intervals, strict=True)]] * 2 if curve.intervals else None
             axis.errorbar(xs, ys, yerr=bars, fmt="o-", ms=4, lw=1.3, capsize=3, label=curve.label)

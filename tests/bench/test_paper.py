@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from bench.main import main
 from bench.paper.facts import read_judged, voted
 from bench.paper.findings import FINDINGS, judge
+from bench.paper.page import write_page
 from bench.paper.plan import ARMS, NEEDS, joined_needs, needs_of, with_starts
 from bench.paper.report import Experiment, as_markdown
 from bench.paper.rows import FILES, STYLES, as_choices, rm_bench_files, without_rubrics
@@ -199,6 +200,20 @@ def test_tables_and_verdicts_of_made_up_runs():
     assert "- holds: control of ours: without noise PaTaRM is above its step 0" in texts["figure4"]
     assert "- holds: average voting gains more than majority voting" in texts["figure5"]
     assert "- holds: with only primary the entropy decays faster" in texts["table4"] and "87.75" in texts["table4"]
+
+
+def test_what_was_left_out_is_not_measured_and_breaks_nothing(tmp_path):
+    facts = [_made_up(seed) for seed in range(2)]
+    for of_seed in facts:
+        for arm in [arm for arm in of_seed["held_out"] if arm.startswith(("bt", "patarm_noise100"))]:
+            del of_seed["held_out"][arm]
+    judged = judge(FINDINGS["figure4"], facts)
+    experiment = Experiment("figure4", "Seeds.", facts, TABLES["figure4"](facts), judged)
+    text = as_markdown(experiment)
+    assert "| 100 % | - | - | - | - | - |" in text and "- not measured: at 50 % BTRM is near chance" in text
+    assert sum(one.word is None for one in judged) == 6
+    write_page([experiment], tmp_path)
+    assert "not measured" in (tmp_path / "report.html").read_text()
 
 
 def test_an_arm_is_measured_with_the_same_votes_by_every_experiment():
