@@ -22,14 +22,14 @@ from eval.data.judgebench import read_judgebench
 from eval.data.llmbar import read_llmbar
 from eval.data.rewardbench import read_rewardbench, read_rewardbench2
 from eval.data.rm_bench import NUM_STYLES, read_rm_bench
-from eval.judges.judge import Drawn, Mode, Question, Winner, choice_of, mean_of
+from eval.data.rmb import read_rmb
+from eval.judges.judge import WINNERS, Drawn, Mode, Question, Winner, choice_of, mean_of
 from patarm_core.benchmarks.report import Report
 from patarm_core.voting import at_n, majority
 
 Policy = Literal["average", "majority"]
 Row = dict[str, object]
 _RESULTS: Mapping[Winner | None, float | None] = {"A": 1, "B": 0, "tie": 0.5, None: None}  # A is the chosen one
-_NAMED: Mapping[str | None, Winner | None] = {"chosen": "A", "rejected": "B", "tie": "tie", None: None}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +71,7 @@ class Benchmark:
             means = [mean_of(one, votes) for one in drawn]
             return {**item.row, **self.scored(item, [None if mean is None else float(mean) for mean in means])}
         scores = [[judgment.score for judgment in at_n(one, votes)] for one in drawn]
-        winners = [_NAMED[majority(scores[i], scores[j])] for i, j in self.pairs(item)]
+        winners = [WINNERS[majority(scores[i], scores[j])] for i, j in self.pairs(item)]
         return {**item.row, **self.compared(item, winners)}
 
 
@@ -93,6 +93,25 @@ def _cells(item: Item, winners: Sequence[Winner | None]) -> Row:
     won = dict(zip(_shifted(item), winners, strict=True))
     styles = range(NUM_STYLES)
     return {"results": [[_RESULTS[won[i, NUM_STYLES + j]] for j in styles] for i in styles]}
+
+
+def _best_against_others(item: Item) -> list[tuple[int, int]]:
+    return [(0, other) for other in range(1, len(item.responses))]
+
+
+def _is_pair(item: Item) -> bool:
+    return item.row["task"] == "pairwise"
+
+
+def _pair_or_list(item: Item, scores: Sequence[float | None]) -> Row:
+    if _is_pair(item):
+        return _chosen_and_rejected(item, scores)
+    return {"score_best": scores[0], "scores_losers": list(scores[1:])}
+
+
+def _won(item: Item, winners: Sequence[Winner | None]) -> Row:
+    results = [_RESULTS[winner] for winner in winners]
+    return {"result": results[0]} if _is_pair(item) else {"results": results}
 
 
 def _chosen_and_rejected(item: Item, scores: Sequence[float | None]) -> Row:
@@ -117,6 +136,9 @@ BENCHMARKS: Mapping[str, Benchmark] = {
     "rewardbench2": Benchmark(
         read=read_rewardbench2, aggregation="rewardbench2", pairs=None,
         scored=lambda item, scores: {"scores": list(scores)},
+    ),
+    "rmb": Benchmark(
+        read=read_rmb, aggregation="rmb", pairs=_best_against_others, scored=_pair_or_list, compared=_won
     ),
     "llmbar": Benchmark(
         read=read_llmbar, aggregation="llmbar", pairs=_both_orders, has_both_orders=True,

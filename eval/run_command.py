@@ -19,6 +19,7 @@ JUDGED = {
     "rm_bench": "RM-Bench: chosen and rejected responses in three styles each",
     "rewardbench": "RewardBench: pairs of 23 subsets in four sections",
     "rewardbench2": "RewardBench 2: best of four, and ties",
+    "rmb": "RMB: pairs, and lists of one best response, for helpfulness and harmlessness",
     "llmbar": "LLMBar: pairs of outputs for one instruction",
     "hep": "HumanEvalPack as RewardBench's hep subsets: right against buggy code",
     "judgebench": "JudgeBench: pairs of hard answers, of which one is right",

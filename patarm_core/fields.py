@@ -73,6 +73,15 @@ class Fields:
         value = self.value(field, "a text", default)
         return value if value is default else self._text(field, value)
 
+    def label(self, field: str, default: object = _MISSING) -> str:
+        """What names something: a text, or a whole number as its text."""
+        value = self.value(field, "a number or a text", default)
+        if value is default or isinstance(value, str):
+            return value if value is default else self._text(field, value)
+        if type(value) is not int or abs(value) >= 1 << 80:
+            raise self.error(field, f"is {show(value)}; expected a number or a text")
+        return str(value)
+
     def texts(self, field: str, length: int | None = None) -> tuple[str, ...]:
         """A list of texts, of a given length if there is one."""
         expected = f"a list of {'' if length is None else f'{length} '}texts"

@@ -58,12 +58,15 @@ def as_messages(prompt: str | Sequence[Message]) -> tuple[Message, ...]:
 
 
 def unique_ids(items: Sequence[Item]) -> tuple[Item, ...]:
-    """Published ids recur now and then (RewardBench's do): the second `x` becomes `x.2`."""
+    """Published ids recur now and then (RewardBench's do): the second `x` becomes `x.2`, in its row, too."""
     seen: Counter[str] = Counter()
     found = []
     for item in items:
         seen[item.id] += 1
-        found.append(item if seen[item.id] == 1 else replace(item, id=f"{item.id}.{seen[item.id]}"))
+        if (number := seen[item.id]) > 1:
+            row = item.row | {"id": f"{item.row['id']}.{number}"} if "id" in item.row else item.row
+            item = replace(item, id=f"{item.id}.{number}", row=row)
+        found.append(item)
     return tuple(found)
 
 

@@ -24,14 +24,13 @@ _TASKS_2 = {"Precise IF": "instruction_following", "Math": "math", "Safety": "sa
 def read_rewardbench(path: Path) -> Data:
     def item(row: Fields) -> Item:
         subset = row.one_of("subset", tuple(SIZES))
-        number = row.value("id", "a number or a text")
-        return pair(subset, number, _TASKS[subset], row, row.text("chosen"), row.text("rejected"))
+        return pair(subset, row.label("id"), _TASKS[subset], row, row.text("chosen"), row.text("rejected"))
 
     items = [one for file in find_files(path) for one in read_rows(file, item)]
     return made("rewardbench", items, SIZES, str(path), "pairs")
 
 
-def pair(subset: str, number: object, task: str, row: Fields, chosen: str, rejected: str, prompt="prompt") -> Item:
+def pair(subset: str, number: str, task: str, row: Fields, chosen: str, rejected: str, prompt="prompt") -> Item:
     """An item of two responses, the chosen one first."""
     return Item(
         id=f"{subset}/{number}", part=subset, task=task, prompt=as_messages(row.prompt(prompt)),
@@ -41,7 +40,7 @@ def pair(subset: str, number: object, task: str, row: Fields, chosen: str, rejec
 
 def read_rewardbench2(path: Path) -> Data:
     def item(row: Fields) -> Item:
-        subset, name = row.one_of("subset", tuple(SIZES_2)), str(row.value("id", "a text"))
+        subset, name = row.one_of("subset", tuple(SIZES_2)), row.label("id")
         chosen, rejected = row.texts("chosen"), row.texts("rejected")
         if subset == "Ties" and name.partition(":")[0] not in ("ref", "tied"):
             raise row.error("id", f"is {name!r}; expected ref:NUMBER or tied:NUMBER in the subset Ties")

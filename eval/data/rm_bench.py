@@ -23,9 +23,9 @@ def read_rm_bench(path: Path) -> Data:
 
         def item(row: Fields, of_file: str | None = of_file) -> Item:
             domain = row.one_of("domain", tuple(DOMAINS), *([of_file] if of_file else []))
-            number = row.value("id", "a number or a text")
+            number = row.label("id")
             chosen, rejected = (row.texts(side, NUM_STYLES) for side in ("chosen", "rejected"))
-            name = str(number) if str(number).startswith(domain) else f"{domain}/{number}"
+            name = number if number.startswith(domain) else f"{domain}/{number}"
             return Item(
                 id=name, part=domain, task=domain.partition("-")[0], prompt=as_messages(row.prompt("prompt")),
                 responses=(*chosen, *rejected), row={"id": name, "domain": domain},

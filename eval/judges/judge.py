@@ -6,17 +6,17 @@ serves every voting@n: `mean_of` and `choice_of` read its first n.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal, Protocol
 
 from patarm_core.prompts import Prompt
-from patarm_core.voting import at_n, compare, majority_choice, mean_score
+from patarm_core.voting import Verdict, at_n, compare, majority_choice, mean_score
 
 Mode = Literal["pointwise", "pairwise"]
 Winner = Literal["A", "B", "tie"]
-_NAMED: dict[str | None, Winner | None] = {"chosen": "A", "rejected": "B", "tie": "tie", None: None}
+WINNERS: Mapping[Verdict | None, Winner | None] = {"chosen": "A", "rejected": "B", "tie": "tie", None: None}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +79,7 @@ def choice_of(drawn: Sequence[Drawn], votes: int) -> Winner | None:
     first = at_n(drawn, votes)
     both = [item.scores for item in first if item.scores is not None]
     if both:
-        return _NAMED[compare(*(mean_score(side) for side in zip(*both, strict=True)))]
+        return WINNERS[compare(*(mean_score(side) for side in zip(*both, strict=True)))]
     choices = [item.choice for item in first]
     decided = majority_choice([choice for choice in choices if choice != "tie"] or [None])
     return "tie" if decided is None and "tie" in choices else decided
@@ -99,4 +99,4 @@ def compare_two(judge: Judge, prompt: Prompt, a: str, b: str, *, task: str = "ch
         return choice_of(drawn, votes)
     questions = [Question(id=side, task=task, prompt=prompt, responses=(side,)) for side in (a, b)]
     drawn = dict(judge.judge(questions, votes))
-    return _NAMED[compare(mean_of(drawn[0], votes), mean_of(drawn[1], votes))]
+    return WINNERS[compare(mean_of(drawn[0], votes), mean_of(drawn[1], votes))]

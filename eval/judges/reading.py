@@ -8,10 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from eval.judges.judge import Winner
+from eval.judges.judge import WINNERS, Winner
 from patarm_core.voting import compare
-
-_NAMED: dict[str | None, Winner] = {"chosen": "A", "rejected": "B", "tie": "tie"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +28,7 @@ def unread(why: str) -> Reading:
 
 def higher(first: float, second: float) -> Winner:
     """A where the first is greater, B where the second is, or a tie."""
-    return _NAMED[compare(first, second)]
+    return WINNERS[compare(first, second)]
 
 
 def after_thinking(text: str) -> str:

@@ -116,8 +116,7 @@ def read_row(row: Mapping) -> _Judged:
             "eval", f"has {len(answers)} entries; expected at most one for each of {num_questions} questions"
         )
     labels = _read_labels(fields, len(answers))
-    given = fields.value("id", "a text", None)
-    return _Judged(None if given is None else str(given), subset, tuple(answers), num_questions, labels)
+    return _Judged(fields.label("id", None), subset, tuple(answers), num_questions, labels)
 
 
 def _columns(judged: Sequence[_Judged]) -> dict[str, list[float]]:

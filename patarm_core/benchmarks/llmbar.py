@@ -3,26 +3,28 @@
 A row per instance: the ratings of its two outputs, as numbers or as the judge wrote them; or the winners that a judge
 named in the two orders, both in the instance's own order. null, and a text that is no whole number, is unparsed:
 
-    {"subset": "Natural", "label": 1, "score_1": "9", "score_2": "7"}
-    {"subset": "GPTInst", "label": 2, "winners": ["2", "1"]}
+    {"id": "Natural/0", "subset": "Natural", "label": 1, "score_1": "9", "score_2": "7"}
+    {"id": "GPTInst/4", "subset": "GPTInst", "label": 2, "winners": ["2", "1"]}
 
 An instance counts in both orders, and accuracy is the mean of the two. Ratings decide alike in both, but equal ones
 (and unparsed ones) are right in one of them: half. An unparsed winner is wrong. Agreement is the share of instances
-whose two orders name one winner. Adversarial is the mean of four subsets, Average that of all five.
+whose two orders name one winner, or both none. Adversarial is the mean of four subsets, Average that of all five.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from patarm_core.benchmarks.outcomes import (
     NULL,
     OFFICIAL,
     POLICIES,
     Comparison,
+    Outcome,
     columns,
     mean,
-    of_policies,
     one_form,
     outcome_of,
+    preference_report,
     read_score,
     share,
     summed,
@@ -44,15 +46,17 @@ SIZES = {"Natural": 100, "Neighbor": 134, "GPTInst": 92, "GPTOut": 47, "Manual":
 ADVERSARIAL = ("Neighbor", "GPTInst", "GPTOut", "Manual")
 
 
+@dataclass(frozen=True, slots=True)
 class _Judged:
-    __slots__ = ("agree", "num_ties", "num_unparsed", "orders", "subset")
-
-    def __init__(self, subset: str, orders: Sequence[Comparison], agree: bool, ties: int, unparsed: int) -> None:
-        self.subset, self.orders, self.agree, self.num_ties, self.num_unparsed = subset, orders, agree, ties, unparsed
+    id: tuple[str, str] | None  # with its subset
+    subset: str
+    orders: tuple[Comparison, Comparison]
+    outcomes: tuple[Outcome, ...]  # of the ratings, or of the two winners
+    agree: bool
 
 
 def report(rows: Sequence[Mapping]) -> Report:
-    judged = read_rows(rows, read_row)
+    judged = read_rows(rows, read_row, unique="id")
     by_subset = {subset: [one for one in judged if one.subset == subset] for subset in SIZES}
     strata = {subset: columns(one.orders for one in of_subset) for subset, of_subset in by_subset.items() if of_subset}
     missing = missing_parts({subset: len(of_subset) for subset, of_subset in by_subset.items()}, SIZES)
@@ -78,19 +82,16 @@ def report(rows: Sequence[Mapping]) -> Report:
         for subset, part in strata.items():
             earned, num = tally(summed([part]), policy)
             tables[policy].append(proportion(subset, earned / 2, num / 2))
-    agreement = [
+    tables[OFFICIAL] += [
         proportion(f"Agreement of the orders, {subset}", sum(one.agree for one in of_subset), len(of_subset))
         for subset, of_subset in by_subset.items()
         if of_subset
     ]
-    return Report(
-        benchmark="LLMBar",
-        metrics=(*tables[OFFICIAL], *agreement),
-        policies=of_policies(tables),
-        num_items=len(judged),
-        num_ties=sum(one.num_ties for one in judged),
-        num_unparsed=sum(one.num_unparsed for one in judged),
-        notes=(
+    return preference_report(
+        "LLMBar",
+        tables,
+        [one.outcomes for one in judged],
+        (
             *incomplete_note(missing),
             "Official rule: the mean of both orders, in which equal and unparsed ratings count half, and an unparsed "
             "winner counts 0.",
@@ -101,22 +102,18 @@ def report(rows: Sequence[Mapping]) -> Report:
 def read_row(row: Mapping) -> _Judged:
     fields = Fields(row)
     subset = fields.one_of("subset", tuple(SIZES))
-    label = fields.whole("label", 1, 2)
+    label, given = fields.whole("label", 1, 2), fields.label("id", None)
+    name = None if given is None else (subset, given)
     if one_form(fields, ("score_1", "winners")) == "winners":
         winners = _read_winners(fields)
-        orders = [
-            Comparison("unparsed", 0.0)
-            if one is None
-            else Comparison("right" if one == label else "wrong", one == label)
-            for one in winners
-        ]
-        return _Judged(subset, orders, winners[0] == winners[1], 0, winners.count(None))
+        outcomes = tuple("unparsed" if one is None else "right" if one == label else "wrong" for one in winners)
+        first, second = (Comparison(outcome, float(outcome == "right")) for outcome in outcomes)
+        return _Judged(name, subset, (first, second), outcomes, winners[0] == winners[1])
     score_1, score_2 = (_read_rating(fields, f"score_{i}") for i in (1, 2))
     outcome = outcome_of(score_1, score_2) if label == 1 else outcome_of(score_2, score_1)
     # Undecided: of the two orders one is right.
-    orders = [Comparison(outcome, {"right": 1.0, "wrong": 0.0}.get(outcome, 0.5))] * 2
-    agree = outcome in ("right", "wrong")
-    return _Judged(subset, orders, agree, int(outcome == "tie"), int(outcome == "unparsed"))
+    both = Comparison(outcome, {"right": 1.0, "wrong": 0.0}.get(outcome, 0.5))
+    return _Judged(name, subset, (both, both), (outcome,), outcome in ("right", "wrong"))
 
 
 def _read_rating(fields: Fields, field: str) -> float | None:

@@ -80,30 +80,24 @@ def accuracy(name: str, parts: Iterable[Mapping[str, Sequence[float]]], policy: 
     return proportion(name, *tally(summed(parts), policy))
 
 
-def count(comparisons: Iterable[Comparison], outcome: Outcome) -> int:
-    return sum(one.outcome == outcome for one in comparisons)
-
-
-def of_policies(by_policy: Mapping[str, Sequence[Metric]]) -> dict[str, tuple[Metric, ...]]:
-    """Every policy but the official one, which is the report's own table."""
-    return {policy: tuple(metrics) for policy, metrics in by_policy.items() if policy != OFFICIAL}
-
-
 def preference_report(
     benchmark: str,
     tables: Mapping[str, Sequence[Metric]],
-    num_items: int,
-    comparisons: Sequence[Comparison],
+    outcomes: Sequence[Sequence[Outcome]],
     notes: Sequence[str],
 ) -> Report:
-    """Of tables by policy; ties and unparsed judgments are counted among all comparisons."""
+    """
+    Args:
+        tables: by policy.
+        outcomes: of each item those of its judgments or comparisons, among which ties and unparsed ones are counted.
+    """
     return Report(
         benchmark=benchmark,
         metrics=tuple(tables[OFFICIAL]),
-        policies=of_policies(tables),
-        num_items=num_items,
-        num_ties=count(comparisons, "tie"),
-        num_unparsed=count(comparisons, "unparsed"),
+        policies={policy: tuple(metrics) for policy, metrics in tables.items() if policy != OFFICIAL},
+        num_items=len(outcomes),
+        num_ties=sum(one.count("tie") for one in outcomes),
+        num_unparsed=sum(one.count("unparsed") for one in outcomes),
         notes=tuple(notes),
     )
 

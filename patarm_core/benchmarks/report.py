@@ -55,7 +55,7 @@ def read_rows(rows: Sequence[Mapping], read_row: Callable[[Mapping], Row], uniqu
     Args:
         rows: JSON objects.
         read_row: raises a ValueError that names the field and what would be right.
-        unique: attribute of what `read_row` returns that no two rows may share, None apart.
+        unique: field that no two rows may share, and attribute of what `read_row` returns; None apart.
 
     Raises:
         RowError: one of them cannot be used, or stands there twice.
@@ -71,7 +71,7 @@ def read_rows(rows: Sequence[Mapping], read_row: Callable[[Mapping], Row], uniqu
             raise RowError(index, str(error)) from None
         key = getattr(read[-1], unique) if unique else None
         if key is not None and seen.setdefault(key, index) != index:
-            raise RowError(index, f"is there twice, {key!r} was row {seen[key] + 1}; expected each item once")
+            raise RowError(index, f"{unique}: row {seen[key] + 1} has the same; expected each item once")
     return read
 
 

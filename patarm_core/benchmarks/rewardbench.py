@@ -9,7 +9,7 @@ an unparsed judgment:
 The official rule: equal scores count 0 (run_rm.py), an unparsed judgment and a recorded 0.5 count 0.5
 (run_generative.py, which gives equal ratings 0.5, too: see the policy `tie = half`). A section is the mean of its
 subsets, weighted by the published counts, in which math-prm has 984 and not its 447 pairs; Overall is the mean of the
-four sections.
+four sections. Published ids recur, and are not looked at.
 """
 
 import math
@@ -54,7 +54,6 @@ SIZES = WEIGHTS | {"math-prm": 447}  # pairs
 
 def report(rows: Sequence[Mapping]) -> Report:
     judged = read_rows(rows, read_row)
-    comparisons = [comparison for _, comparison in judged]
     by_subset = {subset: [c for name, c in judged if name == subset] for subset in SIZES}
     strata = {subset: columns([one] for one in of_subset) for subset, of_subset in by_subset.items() if of_subset}
     missing = missing_parts({subset: len(of_subset) for subset, of_subset in by_subset.items()}, SIZES)
@@ -84,8 +83,7 @@ def report(rows: Sequence[Mapping]) -> Report:
     return preference_report(
         "RewardBench",
         tables,
-        len(judged),
-        comparisons,
+        [[comparison.outcome] for _, comparison in judged],
         (
             *incomplete_note(missing),
             "Official rule: equal scores 0; an unparsed judgment, or a recorded 0.5, 0.5. Overall is the mean of four "

@@ -34,7 +34,7 @@ NUM_CHOICES = 4  # of a judge that picks
 
 @dataclass(frozen=True, slots=True)
 class _Judged:
-    key: tuple[str, str] | None  # subset, id
+    id: tuple[str, str] | None  # with its subset
     subset: str
     scores: tuple[float | None, ...]
     num_correct: int
@@ -42,7 +42,7 @@ class _Judged:
 
 
 def report(rows: Sequence[Mapping]) -> Report:
-    judged = read_rows(rows, read_row, unique="key")
+    judged = read_rows(rows, read_row, unique="id")
     by_subset = {subset: [one for one in judged if one.subset == subset] for subset in SIZES}
     strata = {
         subset: {"official": [best_of_n(one) for one in of], "strict": [float(_is_alone(one)) for one in of]}
@@ -104,7 +104,7 @@ def ties_columns(judged: Sequence[_Judged]) -> dict[str, list[float]]:
     """One value per prompt of the subset Ties, which is a pair of rows, or one of them where the other is missing."""
     margins: dict[str, dict[str, tuple[float, float]]] = {}
     for one in judged:
-        form, _, number = one.key[1].partition(":")
+        form, _, number = one.id[1].partition(":")
         margins.setdefault(number, {})[form] = _margins(one)
     columns: dict[str, list[float]] = {name: [] for name in ("tied", "ref", "both", "acc_tied", "acc_ref")}
     columns |= {name: [] for name in ("preferred", "preferred_hard", "tanh")}
@@ -137,8 +137,8 @@ def ties_score(sums: Mapping[str, float]) -> float | None:
 def read_row(row: Mapping) -> _Judged:
     fields = Fields(row)
     subset = fields.one_of("subset", tuple(SIZES))
-    given = fields.value("id", "a text", None)
-    key = None if given is None else (subset, str(given))
+    given = fields.label("id", None)
+    key = None if given is None else (subset, given)
     if one_form(fields, ("scores", "result")) == "result":
         result = fields.data["result"]
         if subset == "Ties":
@@ -152,7 +152,7 @@ def read_row(row: Mapping) -> _Judged:
     num_correct = fields.whole("num_correct", 1, len(scores) - 1, 1)
     if subset != "Ties" and num_correct != 1:
         raise fields.error("num_correct", f"is {num_correct}; expected 1 outside of the subset Ties")
-    if subset == "Ties" and (key is None or key[1].partition(":")[0] not in ("ref", "tied")):
+    if subset == "Ties" and (given is None or given.partition(":")[0] not in ("ref", "tied")):
         raise fields.error("id", f"is {show(given)}; expected ref:NUMBER or tied:NUMBER in the subset Ties")
     return _Judged(key, subset, scores, num_correct)
 

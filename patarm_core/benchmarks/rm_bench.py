@@ -15,6 +15,7 @@ prompts to refuse (`safety-refuse`, 284) and to respond to (`safety-response`, 1
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from patarm_core.benchmarks.outcomes import (
     OFFICIAL,
@@ -44,15 +45,15 @@ LEVELS = {
 NUM_STYLES = 3
 
 
+@dataclass(frozen=True, slots=True)
 class _Judged:
-    __slots__ = ("cells", "domain", "key")
-
-    def __init__(self, key: tuple[str, object] | None, domain: str, cells: list[list[Comparison]]) -> None:
-        self.key, self.domain, self.cells = key, domain, cells
+    id: tuple[str, str] | None  # with its domain
+    domain: str
+    cells: list[list[Comparison]]
 
 
 def report(rows: Sequence[Mapping]) -> Report:
-    judged = read_rows(rows, read_row, unique="key")
+    judged = read_rows(rows, read_row, unique="id")
     strata = {}
     for domain in SIZES:
         of_domain = [one for one in judged if one.domain == domain]
@@ -86,16 +87,15 @@ def report(rows: Sequence[Mapping]) -> Report:
 
     composed = composites(strata, statistic, label)
     tables = {policy: [metric for (of, _), metric in composed.items() if of == policy] for policy in POLICIES}
-    comparisons = [cell for one in judged for row in one.cells for cell in row]
+    outcomes = [[cell.outcome for row in one.cells for cell in row] for one in judged]
     right = sum(tally(summed(strata.values()), OFFICIAL, level)[0] for level in LEVELS)
     return preference_report(
         "RM-Bench",
         tables,
-        len(judged),
-        comparisons,
+        outcomes,
         (
             *incomplete_note(missing),
-            f"{right:.0f} of {len(comparisons)} comparisons (9 a prompt) are right; ties and unparsed judgments are "
+            f"{right:.0f} of {9 * len(judged)} comparisons (9 a prompt) are right; ties and unparsed judgments are "
             "counted among these comparisons. Official rule: both count 0.",
             "Mean of domains = mean of difficulties: checked.",
         ),
@@ -111,7 +111,7 @@ def identity_gap(domains: Sequence[float], levels: Sequence[float]) -> float:
 def read_row(row: Mapping) -> _Judged:
     fields = Fields(row)
     name = fields.one_of("domain", (*SIZES, *POOLED))
-    given = fields.value("id", "a number or a text", None)
+    given = fields.label("id", None)
     if one_form(fields, ("scores_chosen", "results")) == "results":
         outcomes = _read_results(fields)
     else:

@@ -11,6 +11,7 @@ from eval.benchmark_run import run_benchmark
 from eval.benchmarks import BENCHMARKS
 from eval.judges.judge import Drawn
 from eval.main import main
+from eval.run_command import JUDGED
 from eval.run_report import Voted
 from tests.eval.data import layouts
 from tests.eval.fake_judge import FakeJudge
@@ -19,12 +20,16 @@ ROWS = {
     "rm_bench": ("chat_filtered.json", layouts.listed, [layouts.rm_bench_row(number) for number in range(4)]),
     "rewardbench": ("rb.jsonl", layouts.lines, [layouts.rewardbench_row(number=number) for number in range(4)]),
     "rewardbench2": ("rb2.jsonl", layouts.lines, [layouts.rewardbench2_row(name=str(name)) for name in range(4)]),
+    "rmb": ("rmb.json", layouts.listed, [layouts.rmb_pair(0), layouts.rmb_pair(1), *map(layouts.rmb_list, range(4))]),
     "hep": ("python.jsonl", layouts.lines, [layouts.hep_row(number) for number in range(4)]),
     "llmbar": ("Natural.json", layouts.listed, [layouts.llmbar_row(input=f"Say {i}.") for i in range(4)]),
     "judgebench": ("jb.jsonl", layouts.lines, [layouts.judgebench_row(str(name)) for name in range(4)]),
 }
 CASES = [
-    (name, mode) for name in ROWS for mode in ("pointwise", "pairwise") if (name, mode) != ("rewardbench2", "pairwise")
+    (name, mode)
+    for name in BENCHMARKS
+    for mode in ("pointwise", "pairwise")
+    if (name, mode) != ("rewardbench2", "pairwise")
 ]
 
 
@@ -59,6 +64,18 @@ def test_rows_give_the_aggregation_the_numbers_of_the_report(name, mode, data_of
     told = json.loads((tmp_path / "run" / "report.json").read_text())
     judgments = [json.loads(line) for line in (tmp_path / "run" / "judgments.jsonl").read_text().splitlines()]
     assert told["num_unparsed"] == sum(one["error"] is not None for one in judgments) and told["num_failed"] == 0
+
+
+def test_every_benchmark_has_its_command():
+    assert set(JUDGED) == set(BENCHMARKS)
+
+
+def test_ids_that_recur_reach_the_report(tmp_path):
+    """As in RewardBench: the second `x` is `x.2` in the rows, too, whose ids no aggregation takes twice."""
+    data = BENCHMARKS["rm_bench"].read(layouts.listed(tmp_path / "chat.json", [layouts.rm_bench_row()] * 2))
+    run_benchmark("rm_bench", data, FakeJudge(), [1], tmp_path / "run")
+    rows = [json.loads(line) for line in (tmp_path / "run" / "rows.jsonl").read_text().splitlines()]
+    assert [row["id"] for row in rows] == ["chat/8", "chat/8.2"]
 
 
 class Knowing(FakeJudge):

@@ -30,6 +30,20 @@ def rewardbench2_row(subset: str = "Focus", name: str = "7", **changes) -> dict:
     return {"id": name, "prompt": "Do it.", "chosen": ["good"], "rejected": ["a", "b", "c"], "subset": subset} | changes
 
 
+def rmb_pair(number: int = 0, goal: str = "Harmlessness/S1", **changes) -> dict:
+    turns = [{"content": f"Tell me {number}.", "language": "English", "role": "user"}]
+    row = {"pair_uid": str(number), "conversation_input": turns, "category_path": f"Pairwise_set/{goal}"}
+    chosen, rejected = ({"llm_name": "x", "answer": text, "score": 3.5} for text in ("good", "bad"))
+    return row | {"chosen": chosen, "reject": rejected} | changes
+
+
+def rmb_list(number: int = 0, goal: str = "Helpfulness/Code/Data Management", **changes) -> dict:
+    row = {name: value for name, value in rmb_pair(number).items() if name == "conversation_input"}
+    losers = [{"llm_name": "y", "answer": f"bad {i}"} for i in range(2 + number % 2)]
+    row |= {"bon_uid": str(number), "bon_best": {"llm_name": "x", "answer": "good"}, "loser_list": losers}
+    return row | {"category_path": f"BoN_set/{goal}"} | changes
+
+
 def llmbar_row(**changes) -> dict:
     return {"input": "Say it.", "output_1": "good", "output_2": "bad", "label": 1} | changes
 

@@ -1,5 +1,6 @@
 """Every benchmark is read from its published layout; what is missing is said, what is wrong is named."""
 
+import gzip
 import json
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from eval.data.judgebench import read_judgebench
 from eval.data.llmbar import read_llmbar
 from eval.data.rewardbench import read_rewardbench, read_rewardbench2
 from eval.data.rm_bench import read_rm_bench
+from eval.data.rmb import read_rmb
 from patarm_core.benchmarks.rewardbench import SIZES
 from tests.eval.data import layouts
 from tests.eval.data.layouts import lines, listed
@@ -75,6 +77,41 @@ def test_rewardbench_2_keeps_how_many_are_right(tmp_path):
     assert ties.row == {"id": "tied:3", "subset": "Ties", "num_correct": 2} and math.task == "math"
 
 
+def test_rmb_reads_pairs_and_lists_of_a_folder(tmp_path):
+    listed(tmp_path / "BoN_set" / "Helpfulness" / "Code" / "Data.json", [layouts.rmb_list(1)])
+    listed(tmp_path / "Pairwise_set" / "Harmlessness" / "S1.json", [layouts.rmb_pair(1)])
+    turns = [{"role": role, "content": role} for role in ("user", "assistant", "user")]
+    chat = layouts.rmb_pair(2, "Helpfulness/Chat/Discussion", conversation_input=turns)
+    listed(tmp_path / "Pairwise_set" / "Helpfulness" / "Chat" / "Discussion.json", [chat])
+    data = read_rmb(tmp_path)
+    best_of_four, safe, discussion = data.items
+    assert best_of_four.responses == ("good", "bad 0", "bad 1", "bad 2") and safe.responses == ("good", "bad")
+    assert [item.task for item in data.items] == ["code", "safety", "chat"]
+    assert [item.id for item in data.items] == ["bon/1", "pairwise/1", "pairwise/2"]
+    assert (
+        safe.row == {"id": "1", "task": "pairwise", "goal": "harmlessness"} and safe.prompt[0].content == "Tell me 1."
+    )
+    assert [turn.role for turn in discussion.prompt] == ["user", "assistant", "user"]
+    assert "3 of 20917 pairs and lists: BoN harmlessness (1677) missing" in data.warnings[0]
+    assert "rmb: Pairwise harmlessness has 1 pairs and lists here and 7064 as published" in data.warnings
+
+
+def test_rmb_reads_its_real_pairs(tmp_path):
+    """A sample of 4,000, put back into the layout in which they were published."""
+    with gzip.open(real("rmb/pairs_4000.jsonl.gz"), "rt", encoding="utf-8") as file:
+        sample = [json.loads(line) for line in file]
+    rows = [
+        {"pair_uid": row["id"], "conversation_input": row["prompt"], "category_path": row["category"]}
+        | {side: {"answer": row[ours]} for side, ours in (("chosen", "chosen"), ("reject", "rejected"))}
+        for row in sample
+    ]
+    data = read_rmb(lines(tmp_path / "pairs.jsonl", rows))
+    assert Counter(item.part for item in data.items) == {"Pairwise helpfulness": 2336, "Pairwise harmlessness": 1664}
+    assert len({item.id for item in data.items}) == 4000 and {len(item.prompt) for item in data.items} == {1, 3, 5}
+    # Numbers up to 10066 are pairs for helpfulness: what `SIZES` says of the whole.
+    assert all((int(item.row["id"]) < 10067) == (item.row["goal"] == "helpfulness") for item in data.items)
+
+
 def test_llmbar_reads_both_names_of_its_files(tmp_path):
     listed(tmp_path / "a" / "Natural" / "dataset.json", [layouts.llmbar_row()])
     listed(tmp_path / "a" / "Adversarial" / "GPTOut" / "dataset.json", [layouts.llmbar_row(label=2)])
@@ -114,6 +151,13 @@ BROKEN = [
     (read_rewardbench, "rows.jsonl", [layouts.rewardbench_row(), layouts.rewardbench_row(chosen=1)], ":2: chosen: is"),
     (read_rewardbench2, "rows.jsonl", [layouts.rewardbench2_row(rejected=["a"])], ":1: rejected: 1 chosen and 1"),
     (read_rewardbench2, "rows.jsonl", [layouts.rewardbench2_row("Ties", "9")], ":1: id: is '9'; expected ref:NUMBER"),
+    (read_rmb, "S1.json", [layouts.rmb_pair(category_path="RM/x")], r'\[0\]: category_path: is "RM/x"; expected'),
+    (read_rmb, "S1.json", [layouts.rmb_pair(reject="bad")], r"\[0\]: reject: is a text; expected an answer"),
+    (read_rmb, "S1.json", [layouts.rmb_pair(chosen={"text": "x"})], r"\[0\]: chosen.answer: missing; expected a text"),
+    (read_rmb, "S1.json", [layouts.rmb_pair(pair_uid=None)], r"\[0\]: pair_uid: is null; expected a number or a text"),
+    (read_rmb, "S1.json", [layouts.rmb_pair(conversation_input=[])], r"\[0\]: conversation_input: is empty"),
+    (read_rmb, "S1.json", [layouts.rmb_list(loser_list=[])], r"\[0\]: loser_list: is empty; expected a list of at"),
+    (read_rmb, "S1.json", [layouts.rmb_list(loser_list=[{"answer": 3}])], r"\[0\]: loser_list\[0\].answer: is a"),
     (read_llmbar, "Natural.json", [layouts.llmbar_row(label=3)], r"\[0\]: label: is 3; expected a whole number"),
     (read_llmbar, "Unnatural.json", [layouts.llmbar_row()], "its name holds no subset of LLMBar"),
     (read_humanevalpack, "perl.jsonl", [layouts.hep_row()], "called after a language: cpp, go"),

@@ -72,26 +72,24 @@ def test_rewardbench_2_gives_the_published_overall():
     assert round((sum(published.values()) + 34) / 6, 1) == 61.3
 
 
-# Goal → right and all, of RM-R1's published files: DeepSeek-32B's lists for harmlessness are 1036 of 1677.
+# Shares of the four parts and their mean, of two result files that RM-R1 published.
 @pytest.mark.parametrize(
     "parts, overall",
     [
-        ((0.78544, 0.76798, 0.61972, 1036 / 1677), 0.69773),
+        ((0.78544, 0.76798, 0.61972, 0.61777), 0.69773),
         ((0.80173, 0.80578, 0.65055, 0.66249), 0.73014),
     ],
 )
-def test_rmb_gives_the_published_overall(parts, overall):
-    num = 1677
+def test_rmb_gives_the_published_shares(parts, overall):
     rows = []
-    for (task, goal), share in zip(rmb.PARTS, parts):
-        right = round(share * num)
-        results = [{"result": int(i < right)} if task == "pairwise" else {"results": [1, int(i < right), 1]}
-                   for i in range(num)]  # fmt: skip
-        rows += [{"task": task, "goal": goal, **result} for result in results]
-    got = rmb.report(rows).metrics
-    assert got[0].name == "Overall" and got[0].value == pytest.approx(overall, abs=5e-4)
-    assert got[0].value == pytest.approx(sum(round(share * num) / num for share in parts) / 4, abs=1e-12)
-    assert sum(parts) / 4 == pytest.approx(overall, abs=1e-5)
+    for (task, goal), part in zip(rmb.PARTS, parts):
+        num = rmb.SIZES[rmb.PARTS[task, goal]]
+        right = [int(i < round(part * num)) for i in range(num)]
+        given = [{"result": one} if task == "pairwise" else {"results": [1, one, 1]} for one in right]
+        rows += [{"id": i, "task": task, "goal": goal, **one} for i, one in enumerate(given, len(rows))]
+    got = rmb.report(rows)
+    assert values(got.metrics) == pytest.approx(dict(zip(("Overall", *rmb.SIZES), (overall, *parts))), abs=5.01e-6)
+    assert got.num_items == 17131 + 3786 and not any("Not the whole" in note for note in got.notes)
 
 
 def test_rewardbench_weighs_its_subsets_as_published():

@@ -33,7 +33,7 @@ def test_a_bad_row_is_named_by_its_place():
 def test_no_rows_are_an_error_and_so_are_two_of_one_item():
     with pytest.raises(ValueError, match="no rows"):
         read_rows([], number)
-    with pytest.raises(RowError, match=r"row 3: is there twice, 4\.0 was row 1"):
+    with pytest.raises(RowError, match=r"row 3: real: row 1 has the same; expected each item once"):
         read_rows([{"x": 4}, {"x": 5}, {"x": 4}], number, unique="real")
 
 
