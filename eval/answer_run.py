@@ -54,6 +54,7 @@ def run_infobench(data: Data, policy: Judge | None, judge: Judge, out: Path, ret
         ValueError: there is no policy, and an item has no response.
     """
     settings = _settings(data, policy) | fingerprint_of("judge", judge)
+    lost: list[list[Drawn]] = []  # there is no response, and so nothing to ask about
     if policy is None:
         texts = {}
         for item in data.items:
@@ -61,10 +62,12 @@ def run_infobench(data: Data, policy: Judge | None, judge: Judge, out: Path, ret
                 raise ValueError(f"{item.id} of {data.benchmark} has no output; name the --model that answers")
             texts[item.id] = item.responses[0]
     else:
-        texts = {name: _response(answer) for name, answer in _answers(data, policy, out, retry).items()}
+        answers = _answers(data, policy, out, retry)
+        texts = {name: _response(answer) for name, answer in answers.items()}
+        lost = [[answers[name]] for name, text in texts.items() if text is None]
     with open_judgments(out, settings, 1, keep_texts=True) as judgments:
         rows, drawn = _judged(data, texts, judge, judgments, retry)
-    return _reported(data, settings, rows, out, drawn, "judgments")
+    return _reported(data, settings, rows, out, lost + drawn, "judgments")
 
 
 def _answers(data: Data, policy: Judge, out: Path, retry: bool) -> dict[str, Drawn]:

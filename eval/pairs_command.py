@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from eval.pair_accuracy import Judged, judge_pairs, summary
+from eval.run_command import read_votes
 from eval.tables import accuracy_table, task_table
 from rollout.contexts import ContextBuilder, PromptConfig, load_pairs, load_rubrics
 from rollout.engine import Engine, EngineConfig
@@ -22,14 +23,7 @@ def run_pairs(options: argparse.Namespace) -> dict:
     With the seed, sampling settings and prompt settings of a training run, the numbers of its report come out again: a
     pair's judgments depend on (seed, source, id) and on the weights alone.
     """
-    try:
-        votes = [int(n) for n in options.votes.split(",")]
-    except ValueError:
-        raise ValueError(
-            f"--votes {options.votes}: whole numbers separated by commas are wanted, such as 1,8"
-        ) from None
-    if min(votes) < 1:
-        raise ValueError(f"--votes {options.votes}: every number must be at least 1")
+    votes = read_votes(options.votes)
     book = load_rubrics(options.rubrics_file)
     pairs = load_pairs(options.data, book)
     dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[options.dtype]

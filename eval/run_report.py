@@ -152,21 +152,19 @@ def headline_rows(report: Report, label: str = "") -> list[list[str]]:
 
 
 def _voting_rows(voted: Sequence[Voted]) -> list[list[str]]:
-    """Metrics down, ways to vote across."""
-    names = list(dict.fromkeys(metric.name for one in voted for metric in one.report.metrics))
-    values = [{metric.name: metric for metric in one.report.metrics} for one in voted]
-    return [["", *(one.label for one in voted)]] + [
-        [name, *(_share(of[name].value) if name in of else "-" for of in values)] for name in names
-    ]
+    return _across({one.label: one.report.metrics for one in voted})
 
 
 def policy_rows(report: Report) -> list[list[str]]:
-    """Metrics down, tie policies across; none if there are no others."""
-    if not report.policies:
-        return []
-    names = list(dict.fromkeys(metric.name for metrics in report.policies.values() for metric in metrics))
-    values = [{metric.name: metric for metric in metrics} for metrics in report.policies.values()]
-    return [["", *report.policies]] + [
+    """Of the other tie policies; none if there are no others."""
+    return _across(report.policies) if report.policies else []
+
+
+def _across(tables: Mapping[str, Sequence[Metric]]) -> list[list[str]]:
+    """Metrics down, tables across."""
+    names = list(dict.fromkeys(metric.name for metrics in tables.values() for metric in metrics))
+    values = [{metric.name: metric for metric in metrics} for metrics in tables.values()]
+    return [["", *tables]] + [
         [name, *(_share(of[name].value) if name in of else "-" for of in values)] for name in names
     ]
 

@@ -35,7 +35,7 @@ class EngineJudge:
     def __post_init__(self) -> None:
         self.form.check(self.mode)
         reading_order(self.order, self.seed, [], 0)
-        self._params([], 1, "this judge")
+        self._params([], 1)
 
     @property
     def fingerprint(self) -> str:
@@ -63,7 +63,7 @@ class EngineJudge:
             )
         return context
 
-    def _params(self, context: list[int], n: int, name: str) -> SamplingParams:
+    def _params(self, context: list[int], n: int) -> SamplingParams:
         limit = self.engine.decoder.config.max_position_embeddings
         if len(context) >= limit:
             raise ValueError(f"the context has {len(context)} tokens; the model's limit, with a judgment, is {limit}")
@@ -118,7 +118,7 @@ class _Run:
         for is_swapped in sorted(set(swapped)):
             votes = [vote for vote in range(self.votes) if swapped[vote] == is_swapped]
             context = judge._context(question, is_swapped)
-            asked.append((context, judge._params(context, len(votes), question.id), is_swapped, votes))
+            asked.append((context, judge._params(context, len(votes)), is_swapped, votes))
         return asked
 
     def finished(self, number: int, completions: Sequence[Completion]) -> Iterator[tuple[int, list[Drawn]]]:

@@ -7,8 +7,10 @@ from dataclasses import asdict
 import pytest
 
 from eval.aggregate_command import aggregate
+from eval.answer_run import run_infobench
 from eval.benchmark_run import run_benchmark
 from eval.benchmarks import BENCHMARKS
+from eval.data.answered import read_infobench
 from eval.judges.judge import Drawn
 from eval.main import main
 from eval.run_command import JUDGED
@@ -220,6 +222,17 @@ def test_ifeval_has_a_model_answer_and_goes_on_where_it_was_cut(tiny_judge, tmp_
         assert main([*arguments, "--out", str(tmp_path / "none")]) == 1
         assert message in capsys.readouterr().err
     assert not (tmp_path / "none").exists()
+
+
+def test_a_response_that_was_not_given_is_counted_and_asked_for_again(tmp_path):
+    rows = [layouts.infobench_row(f"task_{i}") for i in range(3)]
+    data = read_infobench(layouts.lines(tmp_path / "infobench.jsonl", rows))
+    run_infobench(data, FakeJudge(), FakeJudge(), tmp_path / "right")
+    run_infobench(data, FakeJudge(fails=("task_1",)), FakeJudge(), tmp_path / "run")
+    told = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert told["num_failed"] == 1 and "timeout: no reply within N s" in told["errors"]
+    run_infobench(data, FakeJudge(), FakeJudge(), tmp_path / "run", retry=True)
+    assert (tmp_path / "run" / "report.json").read_bytes() == (tmp_path / "right" / "report.json").read_bytes()
 
 
 @pytest.mark.parametrize(

@@ -179,16 +179,38 @@ def test_what_is_wrong_is_named_with_its_place(read, name, rows, message, tmp_pa
     assert str(told.value).startswith(str(file)) and "\n" not in str(told.value)
 
 
-def test_a_file_that_is_cut_is_named_with_the_line(tmp_path):
-    text = json.dumps([layouts.rm_bench_row()], indent=1)
-    cut = tmp_path / "chat.json"
-    cut.write_text(text[: len(text) // 2])
-    with pytest.raises(ValueError, match=r"chat\.json:\d+: not JSON: .*is the file cut\?"):
-        read_rm_bench(cut)
-    whole = lines(tmp_path / "rows.jsonl", [layouts.rewardbench_row(), layouts.rewardbench_row()]).read_text()
-    (tmp_path / "cut.jsonl").write_text(whole[:-20])
-    with pytest.raises(ValueError, match=r"cut\.jsonl:2: not JSON"):
-        read_rewardbench(tmp_path / "cut.jsonl")
+READERS = [
+    (read_rm_bench, "chat.json", layouts.rm_bench_row), (read_rewardbench, "rows.jsonl", layouts.rewardbench_row),
+    (read_rewardbench2, "rows.jsonl", layouts.rewardbench2_row), (read_rmb, "S1.json", layouts.rmb_pair),
+    (read_llmbar, "Natural.json", layouts.llmbar_row), (read_humanevalpack, "python.jsonl", layouts.hep_row),
+    (read_judgebench, "rows.jsonl", layouts.judgebench_row), (read_ifeval, "rows.jsonl", layouts.ifeval_row),
+    (read_infobench, "rows.jsonl", layouts.infobench_row),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("read", "name", "row"), READERS)
+def test_a_file_that_is_cut_is_named_with_the_line(read, name, row, tmp_path):
+    is_list = name.endswith(".json")
+    file = (listed if is_list else lines)(tmp_path / name, [row(), row()])
+    whole = file.read_bytes()
+    assert len(read(file).items) == 2
+    for size, line in ((len(whole) - 20, None if is_list else 2), (len(whole) // 3, None if is_list else 1)):
+        file.write_bytes(whole[:size])
+        with pytest.raises(ValueError, match=rf"{name}:{line or '[0-9]+'}: not JSON: ") as told:
+            read(file)
+        assert str(told.value).startswith(str(file)) and "\n" not in str(told.value)
+    file.write_bytes(whole[:-20] + b"\xff" + whole[-20:])
+    with pytest.raises(ValueError, match=rf"{name}: not UTF-8 at byte {len(whole) - 20}"):
+        read(file)
+
+
+@pytest.mark.parametrize(("read", "name", "row"), READERS)
+def test_a_file_that_is_not_there_is_named(read, name, row, tmp_path):
+    with pytest.raises(ValueError, match=f"{name}: no such file or folder"):
+        read(tmp_path / name)
+    (tmp_path / name).write_text("[]" if name.endswith(".json") else "")
+    with pytest.raises(ValueError, match=f"{name}: holds no rows"):
+        read(tmp_path / name)
 
 
 def test_a_path_with_nothing_there_is_named(tmp_path):
