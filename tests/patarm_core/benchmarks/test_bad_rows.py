@@ -55,7 +55,9 @@ def test_a_missing_field_is_named(name, field):
     assert problem(name, row).startswith(f"row 2: {field}: ")
 
 
-@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf"), "high", [1], {"score": 1}, 1 << 2000])
+@pytest.mark.parametrize(
+    "bad", [float("nan"), float("inf"), -float("inf"), "high", [1], {"score": 1}, pytest.param(1 << 2000, id="huge")]
+)
 @pytest.mark.parametrize("name", SCORES)
 def test_what_is_no_score_is_named(name, bad):
     if (name, bad) == ("llmbar", "high"):

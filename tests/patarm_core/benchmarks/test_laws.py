@@ -97,7 +97,7 @@ def mapped(row, f):
 def all_rows(name):
     if name == "rmb":
         return st.tuples(SCORED["rmb"], LISTS).map(lambda both: both[0] + both[1])
-    return {"rewardbench2": BEST, "infobench": ANSWERED}.get(name) or SCORED[name]
+    return (SCORED | {"rewardbench2": BEST, "infobench": ANSWERED})[name]
 
 
 @pytest.mark.parametrize("name", SCORED)
@@ -292,7 +292,8 @@ def test_infobench_is_the_share_of_requirements_that_are_followed(rows):
     everything, read_only = (got.policies[rule][0].value for rule in (ALL_ASKED, UNREAD_OUT))
     assert got.metrics[0].value == pytest.approx(yes / len(answers), abs=1e-12)
     assert read_only == (None if not read else pytest.approx(yes / read, abs=1e-12))
-    assert everything == pytest.approx(yes / (4 * len(rows)), abs=1e-12) <= got.metrics[0].value
+    assert everything == pytest.approx(yes / (4 * len(rows)), abs=1e-12)
+    assert everything <= got.metrics[0].value
     assert got.num_unparsed == answers.count(None)
     flipped = [row | {"eval": [None if one is None else not one for one in row["eval"]]} for row in rows]
     if read:
