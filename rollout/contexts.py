@@ -48,12 +48,32 @@ def read_text(file: str | Path) -> str:
 
 
 def load_pairs(file: str | Path, book: RubricBook) -> list[Pair]:
-    return read_pairs(read_text(file).split("\n"), str(file), book.tasks)
+    """Of a file, or of a folder of them, such as trainer/main.py curate leaves."""
+    pairs: list[Pair] = []
+    first: dict[tuple[str, str], Path] = {}
+    for shard in _shards(file):
+        read = read_pairs(read_text(shard).split("\n"), str(shard), book.tasks)
+        for pair in read:
+            if (other := first.setdefault((pair.source, pair.id), shard)) != shard:
+                raise ValueError(f"{shard}: id: {pair.id!r} of source {pair.source!r} is already used in {other}")
+        pairs += read
+    return pairs
 
 
 def load_judgments(file: str | Path, book: RubricBook, mode: JudgeMode = "pointwise") -> list[Example]:
+    """Of a file or a folder of them."""
     read = read_judgments if mode == "pointwise" else read_choice_judgments
-    return read(read_text(file).split("\n"), str(file), book.tasks)
+    return [row for shard in _shards(file) for row in read(read_text(shard).split("\n"), str(shard), book.tasks)]
+
+
+def _shards(file: str | Path) -> list[Path]:
+    """The file itself, or the files of a folder whose names end in .jsonl, in the order of their names."""
+    if not Path(file).is_dir():
+        return [Path(file)]
+    shards = sorted(Path(file).glob("*.jsonl"))
+    if not shards:
+        raise ValueError(f"{file}: the folder holds no file that ends in .jsonl")
+    return shards
 
 
 @dataclass(frozen=True, slots=True)

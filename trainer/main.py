@@ -1,6 +1,7 @@
 """Trains a judge: `torchrun trainer/main.py RECIPE.toml [RECIPE.toml …] [key=value …]`.
 
-`python trainer/main.py --report RUN_FOLDER` makes the page of a run again, of one that is not finished too.
+`python trainer/main.py --report RUN_FOLDER` makes the page of a run again, of one that is not finished too, and
+`python trainer/main.py curate RECIPE.toml [key=value …]` makes training data of raw preference pairs.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import os
 import sys
 import time
 from pathlib import Path
+from typing import TypeVar
 
 from patarm_core.recipe import read_recipe, with_bases
 from rollout.contexts import read_text
@@ -18,9 +20,12 @@ from trainer.config import Recipe
 from trainer.launch import agent
 from trainer.mistakes import leave_it_to_rank_0
 
+R = TypeVar("R")  # a recipe
+
 USAGE = """usage: torchrun [--nproc-per-node N] trainer/main.py RECIPE.toml [RECIPE.toml ...] [key=value ...]
        python trainer/main.py --plan RECIPE.toml [RECIPE.toml ...] [key=value ...]   memory and time, estimated
-       python trainer/main.py --report RUN_FOLDER"""
+       python trainer/main.py --report RUN_FOLDER
+       python trainer/main.py curate RECIPE.toml [RECIPE.toml ...] [key=value ...]   raw pairs into training data"""
 
 
 def main(arguments: list[str]) -> int:
@@ -36,6 +41,8 @@ def main(arguments: list[str]) -> int:
         return _plan([argument for argument in arguments if argument != "--plan"])
     if arguments[0] == "--report":
         return _report(arguments[1:])
+    if arguments[0] == "curate":
+        return _curate(arguments[1:])
     try:
         recipe = read_arguments(arguments)
     except (ValueError, OSError) as error:
@@ -87,7 +94,24 @@ def _report(folders: list[str]) -> int:
     return 0
 
 
-def read_arguments(arguments: list[str]) -> Recipe:
+def _curate(arguments: list[str]) -> int:
+    from trainer.curate import curate
+    from trainer.curation.config import CurateRecipe
+
+    try:
+        if not arguments:
+            raise ValueError("curate: which recipe? Such as trainer/recipes/curate_example.toml")
+        curate(read_arguments(arguments, CurateRecipe))
+    except (ValueError, OSError) as error:
+        tell(error)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted; the same command with resume=true goes on", file=sys.stderr)
+        return 130
+    return 0
+
+
+def read_arguments(arguments: list[str], kind: type[R] = Recipe) -> R:
     for argument in arguments:
         if argument.startswith("-"):
             raise ValueError(f"{argument}: there are no options; settings are written as in sft.steps=3")
@@ -95,7 +119,7 @@ def read_arguments(arguments: list[str]) -> Recipe:
     overrides = [argument for argument in arguments if "=" in argument]
     # A base that several files share is read once, before the first of them.
     texts = {name: text for file in files for name, text in with_bases(os.path.normpath(file), read_text)}
-    return read_recipe(Recipe, list(texts.items()), overrides)
+    return read_recipe(kind, list(texts.items()), overrides)
 
 
 if __name__ == "__main__":

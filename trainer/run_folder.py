@@ -55,11 +55,11 @@ class RunFolder:
         if world.is_main:
             try:
                 if not is_resumed:
-                    taken, path = _folders(recipe.out)
+                    taken, path = folders(recipe.out)
                     if ours := _made_by(agents, taken):
                         path, is_resumed = ours, True
                 if is_resumed:
-                    problem = _obstacle(path / "recipe.toml", recipe)
+                    problem = obstacle(path / "recipe.toml", recipe)
             except (ValueError, OSError) as error:  # a recipe cut short or of an older version; what cannot be read
                 problem = f"{path}: cannot be {'resumed' if is_resumed else 'used'}: {error}"
         path, is_resumed, problem = world.gather((path, is_resumed, problem))[0]
@@ -109,18 +109,18 @@ class RunFolder:
                 write_text(self.path / file, "".join(map(record_line, kept)))
 
 
-def _obstacle(file: Path, recipe: Recipe) -> str | None:
-    """Why the run of this recipe file cannot be gone on with, if so."""
+def obstacle(file: Path, recipe: object) -> str | None:
+    """Why the run of this recipe file, of the same kind as `recipe`, cannot be gone on with, if so."""
     if not file.is_file():
         return f"{file.parent}: there is no run to resume (no {file.name})"
-    began = settings_that_matter(read_recipe(Recipe, [(str(file), file.read_text(encoding="utf-8"))]))
+    began = settings_that_matter(read_recipe(type(recipe), [(str(file), file.read_text(encoding="utf-8"))]))
     for key, value in settings_that_matter(recipe).items():
         if value != began[key]:
             return f"{file}: {key}: the run began with {began[key]!r}, not with {value!r}; start a new one to change it"
     return None
 
 
-def settings_that_matter(recipe: Recipe) -> dict[str, object]:
+def settings_that_matter(recipe: object) -> dict[str, object]:
     """Values by dotted key, less those that change no result."""
     return {
         key: value
@@ -137,7 +137,7 @@ def _flat(recipe: object, prefix: str = "") -> dict[str, object]:
     return flat
 
 
-def _folders(out: str) -> tuple[list[Path], Path]:
+def folders(out: str) -> tuple[list[Path], Path]:
     """(those of `out`, `out-2`, … that are taken, the first that is not).
 
     What a run has left that was killed before it wrote its recipe takes no folder.

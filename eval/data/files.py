@@ -60,10 +60,10 @@ def placed_rows(file: Path) -> list[tuple[str, dict]]:
 def _rows(file: Path) -> Iterator[tuple[str, dict | Callable[[], dict]]]:
     """Each row and its place; a line is parsed by whoever reads it, so that errors name it."""
     if file.suffix == ".parquet":
-        for index, row in enumerate(_parquet(file)):
+        for index, row in enumerate(parquet_rows(file)):
             yield f"{file}[{index}]", row
     elif file.suffix == ".json":
-        for index, row in enumerate(_json_list(file)):
+        for index, row in enumerate(json_list(file)):
             place = f"{file}[{index}]"
             if not isinstance(row, dict):
                 raise ValueError(f"{place}: is {kind(row)}; expected an object")
@@ -74,7 +74,8 @@ def _rows(file: Path) -> Iterator[tuple[str, dict | Callable[[], dict]]]:
                 yield f"{file}:{number}", lambda line=line: read_object(line)
 
 
-def _json_list(file: Path) -> list:
+def json_list(file: Path) -> list:
+    """The entries of a file that holds one list; a ValueError of one line otherwise."""
     try:
         rows = json.loads(read_text(file))
     except json.JSONDecodeError as error:
@@ -91,7 +92,8 @@ def _json_list(file: Path) -> list:
     return rows
 
 
-def _parquet(file: Path) -> Iterator[dict]:
+def parquet_rows(file: Path) -> Iterator[dict]:
+    """Its rows; a ValueError of one line where it cannot be read, or pyarrow is not there."""
     try:
         from pyarrow import ArrowException, parquet
     except ImportError:

@@ -1,6 +1,6 @@
 """One row of a published preference set, as the pairs it holds.
 
-    plain              {"prompt", "chosen", "rejected"}, with task, source and id where there are any: this project's own
+    plain              {"prompt", "chosen", "rejected"} and, where they are, task, source, id: this project's own
     skywork            Skywork-Reward-Preference-80K: {"chosen": [messages], "rejected": [messages], "source"}
     code               Code-Preference-Pairs: {"input", "accepted", "rejected"}
     step_dpo           Math-Step-DPO-10K: {"prompt", "initial_reason_steps", "full_chosen", "full_rejected"}

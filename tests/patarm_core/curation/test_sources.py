@@ -16,7 +16,7 @@ def talk(answer: str, turns=TURNS) -> list[dict]:
     return [*turns, {"role": "assistant", "content": answer}]
 
 
-def solved(**right: bool) -> dict:
+def solved(*right: str) -> dict:
     names = ("6b_finetuning", "6b_verification", "175b_finetuning", "175b_verification")
     return {name: {"is_correct": name in right, "solution": f"by {name}"} for name in names}
 
@@ -33,8 +33,8 @@ ROWS = {
     "helpsteer2_scores": [
         {"prompt": "Tea?", "response": "No", "helpfulness": 1}, {"prompt": "Tea?", "response": "Yes", "helpfulness": 3}
     ],
-    "rmb": [{"id": "7", "prompt": TURNS[2:], "chosen": "Yes", "rejected": "No", "category": "Pairwise_set/Harmlessness/S2"}],
-    "gsm8k": [{"question": "Tea?", "ground_truth": "1", **solved(**{"6b_finetuning": True, "175b_verification": True})}],
+    "rmb": [{"id": "7", "prompt": TURNS[2:], "chosen": "Yes", "rejected": "No", "category": "Set/Harmlessness/S2"}],
+    "gsm8k": [{"question": "Tea?", "ground_truth": "1", **solved("6b_finetuning", "175b_verification")}],
 }  # fmt: skip
 ROWS["step_dpo_step"] = ROWS["step_dpo"]
 
@@ -99,7 +99,7 @@ def test_helpsteer2_the_other_way_round_and_over_several_turns():
     [
         ("plain", ROWS["code"], "schema", "prompt: missing"),  # a row of another schema
         ("skywork", ROWS["plain"], "schema", "chosen: is a text; expected a list"),
-        ("skywork", [{"chosen": talk("Yes"), "rejected": talk("No", TURNS[2:])}], "schema", "another prompt than chosen"),
+        ("skywork", [{"chosen": talk("Yes"), "rejected": talk("No", TURNS[2:])}], "schema", "another prompt"),
         ("skywork", [{"chosen": TURNS, "rejected": talk("No")}], "schema", "does not end in an answer"),
         ("helpsteer2", [ROWS["helpsteer2"][0] | {"preference_strength": 9}], "schema", "a number from -3 to 3"),
         ("helpsteer2_scores", [ROWS["helpsteer2_scores"][0], {"prompt": "x"}], "schema", "not that of the row before"),

@@ -1,0 +1,312 @@
+"""The stages (paper, app. C): each takes the rows of the one before and yields those it keeps and those it drops."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+
+from eval.benchmarks import BENCHMARKS
+from eval.data.files import find_files
+from eval.judges.judge import Drawn
+from patarm_core.curation.classify import read_task
+from patarm_core.curation.contamination import BenchmarkIndex, content_hash
+from patarm_core.curation.margin import sample_to_keep
+from patarm_core.curation.sources import Refusal, read_source_rows, rows_per_pair
+from patarm_core.embedded.splits import EmbeddedConfig, make_splits
+from patarm_core.judgment import AnswerKind, RubricSetting, parse
+from patarm_core.pairs import Pair, prompt_key, split_by_prompt
+from patarm_core.prompts import flatten
+from patarm_core.rubrics import RubricBook, unknown_task
+from trainer.curation.config import CurateRecipe, ReadConfig
+from trainer.curation.input_rows import SUFFIXES, input_rows
+from trainer.curation.judging import (
+    SIDES,
+    ask_all,
+    open_classifier,
+    open_stage_judge,
+    pair_question,
+    side_questions,
+    task_question,
+)  # fmt: skip
+from trainer.curation.stage_files import Dropped, Row, pair_of, row_of, sift
+
+Found = Iterator[Row | Dropped]
+
+
+def read(recipe: CurateRecipe, book: RubricBook) -> Found:
+    """Pairs of all sources, each with a (source, id) of its own, whatever the files call them."""
+    seen, taken = _Seen(recipe.read.duplicates), Counter()
+    for name, source in recipe.sources.items():
+        schema, _, where = source.partition(":")
+        for found in _embedded(int(where), recipe.seed) if schema == "embedded" else _pairs(name, schema, Path(where)):
+            if isinstance(found, Dropped):
+                yield found
+                continue
+            pair, file, line = found
+            try:
+                pair = _wanted(pair, recipe.read, book)
+                seen.check(pair, f"{file}:{line}")
+            except Refusal as refusal:
+                yield Dropped.of(row_of(pair, file, line), refusal)
+                continue
+            taken[pair.source, pair.id] += 1
+            times = taken[pair.source, pair.id]
+            yield row_of(pair if times == 1 else replace(pair, id=f"{pair.id}.{times}"), file, line)
+
+
+def _embedded(num_pairs: int, seed: int) -> Iterator[tuple[Pair, str, int]]:
+    config = EmbeddedConfig(seed=seed, num_sft_pairs=0, num_rl_pairs=num_pairs, num_dev_pairs=0, num_held_out_pairs=0)
+    for number, pair in enumerate(make_splits(config).rl, start=1):
+        yield pair, "embedded", number
+
+
+def _pairs(name: str, schema: str, path: Path) -> Iterator[tuple[Pair, str, int] | Dropped]:
+    """Rows that make one pair together (`rows_per_pair`) stand one after the other; if one is bad the rest is too."""
+    files = find_files(path, SUFFIXES)
+    for file in files:
+        together: list[tuple[int, str, dict | Refusal]] = []
+        prefix = "" if len(files) == 1 else f"{file.stem}-"
+        for entry in input_rows(file):
+            together.append(entry)
+            if len(together) == rows_per_pair(schema):
+                yield from _of_rows(name, schema, str(file), prefix, together)
+                together = []
+        for line, raw, _ in together:
+            yield Dropped(name, str(file), line, "no_partner", f"{schema} has two rows of each prompt", raw)
+
+
+def _of_rows(name: str, schema: str, file: str, prefix: str, rows: Sequence) -> Iterator:
+    (line, *_), *_ = rows
+    refusals = [found for _, _, found in rows if isinstance(found, Refusal)]
+    try:
+        if refusals:
+            raise refusals[0]
+        pairs = read_source_rows(schema, [found for _, _, found in rows], name, f"{prefix}{line}")
+    except Refusal as refusal:
+        raw = "\n".join(raw for _, raw, _ in rows)
+        yield Dropped(name, file, line, refusal.reason, refusal.detail, raw)
+        return
+    for pair in pairs:
+        yield pair, file, line
+
+
+def _wanted(pair: Pair, config: ReadConfig, book: RubricBook) -> Pair:
+    if pair.source in config.drop_sources:
+        raise Refusal("source_left_out", f"read.drop_sources has {pair.source}")
+    if pair.task and pair.task not in book.tasks:
+        raise Refusal("schema", f"task: {unknown_task(pair.task, book.tasks)}")
+    if not isinstance(pair.prompt, str) and config.multi_turn != "keep":
+        users = [turn.content for turn in pair.prompt if turn.role == "user" and turn.content.strip()]
+        if config.multi_turn == "drop" or not users:
+            raise Refusal("multi_turn", f"the prompt has {len(pair.prompt)} messages")
+        pair = replace(pair, prompt=users[-1])
+    num_chars = len(flatten(pair.prompt))
+    if 0 < config.max_prompt_chars < num_chars:
+        raise Refusal("too_long", f"prompt: has {num_chars} characters; read.max_prompt_chars is less")
+    return pair
+
+
+class _Seen:
+    """Pairs that were read before, by their texts."""
+
+    def __init__(self, rule: str) -> None:
+        self.rule, self.place = rule, {}
+
+    def check(self, pair: Pair, place: str) -> None:
+        if self.rule == "keep":
+            return
+        texts = flatten(pair.prompt), pair.chosen, pair.rejected
+        if self.rule == "normalised":
+            texts = tuple(content_hash(text) or text for text in texts)
+        prompt, chosen, rejected = map(hash, texts)
+        if (before := self.place.get((prompt, rejected, chosen))) is not None:
+            raise Refusal("contradiction", f"{before} is the same pair with its sides exchanged")
+        if (before := self.place.setdefault((prompt, chosen, rejected), place)) is not place:
+            raise Refusal("duplicate", f"{before} is the same pair")
+
+
+def classify(rows: Sequence[Row], recipe: CurateRecipe, book: RubricBook, folder: Path) -> Found:
+    """Gives every pair a task, and says in `task_from` where that is from."""
+    config = recipe.classify
+    for task in (*config.of_source.values(), *config.tasks, config.fallback):
+        if task not in book.tasks:
+            raise ValueError(f"classify: {unknown_task(task, book.tasks)}")
+    found = [
+        row | ({"task": of_source, "task_from": "source"} if (of_source := config.of_source.get(row["source"])) else {})
+        for row in rows
+    ]
+    unknown = [row for row in found if not row["task"]]
+    answers: dict[int, str | None] = {}
+    if unknown and config.how == "judge":
+        judge = open_classifier(config.judge, config.tasks, recipe.seed)
+        drawn = ask_all(folder, "classify", judge, [task_question(row) for row in unknown], 1)
+        answers = {id(row): read_task(one.text or "", config.tasks) for row, (one,) in zip(unknown, drawn)}
+    for row in found:
+        if row["task"]:
+            yield {"task_from": "row", **row}
+        elif (task := answers.get(id(row))) is not None:
+            yield row | {"task": task, "task_from": "judge"}
+        else:
+            yield row | {"task": config.fallback, "task_from": "fallback"}
+
+
+def decontaminate(rows: Sequence[Row], recipe: CurateRecipe) -> Found:
+    """Before anything is judged: it depends on prompts alone, so it drops what it would drop at the end."""
+    config = recipe.contamination
+    index = BenchmarkIndex(config.ngram, config.min_share)
+    for name, path in config.against.items():
+        if name not in BENCHMARKS:
+            raise ValueError(f"contamination.against.{name}: unknown benchmark; known are {', '.join(BENCHMARKS)}")
+        for item in BENCHMARKS[name].read(Path(path)).items:
+            index.add(f"{name}/{item.id}", item.prompt)
+
+    def clean(row: Row) -> Row:
+        if (found := index.find(pair_of(row).prompt)) is not None:
+            raise Refusal("contaminated", found)
+        return row
+
+    return sift(rows, clean)
+
+
+def roll_out(rows: Sequence[Row], recipe: CurateRecipe, folder: Path) -> Found:
+    """Each response's scores, None where a judgment has none."""
+    judge = open_stage_judge(recipe.rollouts.judge, "pointwise", recipe.seed, "rollouts.judge")
+    questions = [question for row in rows for question in side_questions(row)]
+    drawn = ask_all(folder, "rollouts", judge, questions, recipe.rollouts.num_rollouts)
+    for number, row in enumerate(rows):
+        sides = drawn[2 * number : 2 * number + 2]
+        yield row | {
+            "scores": {side: [one.score for one in of] for side, of in zip(SIDES, sides)},
+            "errors": _errors([one for of in sides for one in of]),
+        }
+
+
+def select(rows: Sequence[Row], recipe: CurateRecipe) -> Found:
+    """`use` is "rl" where correctness is within the bounds, "sft" of what remains."""
+    rule, remaining = recipe.rollouts.rule(), recipe.rollouts.remaining
+
+    def used(row: Row) -> Row:
+        scores = [[_exact(score) for score in row["scores"][side]] for side in SIDES]
+        verdict, share = rule.verdict(*scores), rule.shares(*scores)[0]
+        if verdict == "unjudged":
+            raise Refusal("unjudged", f"a response without a score in {len(scores[0])} judgments: {row['errors']}")
+        if verdict == "hard" and remaining == "easy":
+            raise Refusal("hard", f"correctness {share} is below {rule.low}")
+        return row | {"correctness": str(share), "use": "rl" if verdict == "keep" else "sft"}
+
+    return sift(rows, used)
+
+
+def judge_for_sft(rows: Sequence[Row], recipe: CurateRecipe, folder: Path) -> Found:
+    """Judgments of the pairs that are for SFT, whole."""
+    asked = [row for row in rows if row["use"] == "sft"]
+    drawn: Iterator[list[Drawn]] = iter(())
+    if asked:
+        judge = open_stage_judge(recipe.sft.judge, "pointwise", recipe.seed, "sft.judge")
+        questions = [question for row in asked for question in side_questions(row)]
+        drawn = iter(ask_all(folder, "judgments", judge, questions, recipe.sft.samples))
+    for row in rows:
+        if row["use"] == "sft":
+            sides = {side: next(drawn) for side in SIDES}
+            row = row | {"judgments": {side: [[one.score, one.text] for one in of] for side, of in sides.items()}}
+        yield row
+
+
+def keep_margins(rows: Sequence[Row], recipe: CurateRecipe) -> Found:
+    """Pairs for SFT whose kept sample tells the sides apart, in judgments that have the format to be taught."""
+    config = recipe.sft
+    above, rubrics = Fraction(str(config.margin)), config.judge.prompt.rubrics
+
+    def kept(row: Row) -> Row:
+        if row["use"] != "sft":
+            return row
+        judgments = row.pop("judgments")
+        raw = [[_exact(score) for score, _ in judgments[side]] for side in SIDES]
+        if not all(any(score is not None for score in side) for side in raw):
+            raise Refusal("unjudged", f"a response without a score in {len(raw[0])} judgments for SFT")
+        texts = {side: [_target(text, config.target) for _, text in judgments[side]] for side in SIDES}
+        scores = [[parse(text, "score", rubrics).score for text in texts[side]] for side in SIDES]
+        sample = sample_to_keep(*scores, above, config.keep)
+        if sample is None:
+            if sample_to_keep(*raw, above, config.keep) is not None:
+                raise Refusal("malformed_judgment", "the margin is there, and no judgment in the format to be taught")
+            raise Refusal("margin", f"no margin above {config.margin:g}")
+        return row | {"judgment": {side: texts[side][sample] for side in SIDES}}
+
+    return sift(rows, kept)
+
+
+def choose(rows: Sequence[Row], recipe: CurateRecipe, folder: Path) -> Found:
+    """Adds the first choice that is right, and in the format to be taught, to pairs of the pointwise set."""
+    config = recipe.pairwise
+    asked = [row for row in rows if row["use"] == "sft"]
+    chosen: Iterator[list[Drawn]] = iter(())
+    if asked and config.samples:
+        judge = open_stage_judge(config.judge, "pairwise", recipe.seed, "pairwise.judge")
+        chosen = iter(ask_all(folder, "choices", judge, [pair_question(row) for row in asked], config.samples))
+    for row in rows:
+        right = None
+        if row["use"] == "sft" and config.samples:
+            drawn = [replace(one, text=_target(one.text, recipe.sft.target)) for one in next(chosen)]
+            rubrics = config.judge.prompt.rubrics
+            right = next((one for one in drawn if one.choice == "A" and _has_format(one.text, "choice", rubrics)), None)
+        yield row if right is None else row | {"choice": {"text": right.text, "is_swapped": right.is_swapped}}
+
+
+def split(rows: Sequence[Row], recipe: CurateRecipe) -> Found:
+    """Says in `end` what becomes of each pair."""
+    config = recipe.split
+    pairs = [pair_of(row) for row in rows]
+    rest, held_out = split_by_prompt(pairs, config.held_out, recipe.seed)
+    _, dev = split_by_prompt(rest, config.dev / (1 - config.held_out) if config.held_out < 1 else 0, recipe.seed + 1)
+    measured = {prompt_key(pair): "dev" for pair in dev} | {prompt_key(pair): "held_out" for pair in held_out}
+    keys = {(pair.source, pair.id): prompt_key(pair) for pair in pairs}
+    in_rl = {keys[row["source"], row["id"]] for row in rows if row["use"] == "rl"}
+
+    def ended(row: Row) -> Row:
+        key = keys[row["source"], row["id"]]
+        end = measured.get(key, "rl" if row["use"] == "rl" else "sft_point")
+        if config.disjoint == "prompt" and end == "sft_point" and key in in_rl:
+            raise Refusal("prompt_in_rl", "another pair of the prompt is for RL")
+        return row | {"end": end}
+
+    return sift(rows, ended)
+
+
+def _errors(drawn: Sequence[Drawn]) -> dict[str, int]:
+    """Numbers of judgments without a score, by the kind of their error."""
+    return dict(sorted(Counter(one.error.partition(":")[0] for one in drawn if one.error is not None).items()))
+
+
+def _exact(score: float | None) -> Fraction | None:
+    return None if score is None else Fraction(str(score))
+
+
+def _target(text: str | None, target: str) -> str:
+    text = text or ""
+    return text[max(text.find("<think>"), 0) :] if target == "from_think" else text
+
+
+def _has_format(text: str, kind: AnswerKind, rubrics: RubricSetting) -> bool:
+    return parse(text, kind, rubrics).error is None
+
+
+Stage = Callable[[Sequence[Row]], Found]
+
+
+def all_stages(recipe: CurateRecipe, book: RubricBook, folder: Path) -> dict[str, Stage]:
+    """In their order, by the names of their files."""
+    return {
+        "read": lambda rows: read(recipe, book),
+        "classify": lambda rows: classify(rows, recipe, book, folder),
+        "decontaminate": lambda rows: decontaminate(rows, recipe),
+        "rollouts": lambda rows: roll_out(rows, recipe, folder),
+        "select": lambda rows: select(rows, recipe),
+        "judgments": lambda rows: judge_for_sft(rows, recipe, folder),
+        "margin": lambda rows: keep_margins(rows, recipe),
+        "choices": lambda rows: choose(rows, recipe, folder),
+        "split": lambda rows: split(rows, recipe),
+    }
