@@ -1,4 +1,4 @@
-"""From raw preference pairs to training data (paper, app. C): `python trainer/main.py curate RECIPE.toml [key=value …]`."""
+"""From raw preference pairs to training data (app. C): `python trainer/main.py curate RECIPE.toml [key=value …]`."""
 
 from __future__ import annotations
 
@@ -48,10 +48,12 @@ def _open_folder(recipe: CurateRecipe, inputs: dict[str, str]) -> Path:
     if recipe.resume:
         if (problem := obstacle(folder / "recipe.toml", recipe)) is not None:
             raise ValueError(problem)
-        check_same(folder / _INPUTS, read_object(read_text(folder / _INPUTS)), inputs, "start a new run")
-        return folder
-    _, folder = folders(recipe.out)
-    write_text(folder / "recipe.toml", to_toml(recipe))
+        if (folder / _INPUTS).is_file():
+            check_same(folder / _INPUTS, read_object(read_text(folder / _INPUTS)), inputs, "start a new run")
+            return folder
+    else:
+        _, folder = folders(recipe.out)
+        write_text(folder / "recipe.toml", to_toml(recipe))
     write_text(folder / _INPUTS, json.dumps(inputs, indent=1) + "\n")
     return folder
 

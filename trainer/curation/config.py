@@ -1,4 +1,4 @@
-"""The recipe of the data pipeline (paper, app. C). What the paper leaves open is a key here, with the choices there are."""
+"""The recipe of the data pipeline (app. C). What the paper leaves open is a key here, with the choices there are."""
 
 from __future__ import annotations
 
@@ -43,9 +43,8 @@ class JudgeConfig:
 
     def check_named(self, key: str) -> None:
         """ValueError if the kind lacks what names the judge."""
-        for field_name in {"model": ("model",), "endpoint": ("url", "model"), "recorded": ("recorded",)}.get(
-            self.kind, ()
-        ):
+        needed = {"model": ("model",), "endpoint": ("url", "model"), "recorded": ("recorded",), "embedded": ()}
+        for field_name in needed[self.kind]:
             if not getattr(self, field_name):
                 raise ValueError(f'{key}.{field_name}: missing; {key}.kind = "{self.kind}" needs one')
 
@@ -53,12 +52,12 @@ class JudgeConfig:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReadConfig:
     drop_sources: tuple[str, ...] = ("magpie_ultra",)  # app. C, after RM-R1
-    # (g) turns of a conversation: kept, as the judge's template then lays them out; the last user message alone; or such
-    # pairs are dropped
+    # (g) turns of a conversation: kept, as the judge's template then lays them out; the last user message alone; or
+    # such pairs are dropped
     multi_turn: Literal["keep", "last_turn", "drop"] = "keep"
     max_prompt_chars: int = 0  # (h) longer prompts are dropped; 0: none
-    # (j) pairs that are there already: the same texts, or the same but for case, white space and punctuation. A pair that
-    # is there with its sides exchanged is dropped with either; "keep" drops nothing.
+    # (j) pairs that are there already: the same texts, or the same but for case, white space and punctuation. A pair
+    # that is there with its sides exchanged is dropped with either; "keep" drops nothing.
     duplicates: Literal["exact", "normalised", "keep"] = "exact"
 
     def __post_init__(self) -> None:

@@ -12,7 +12,7 @@ from patarm_core.voting import unswap
 
 
 class EmbeddedJudge:
-    """Informative and noisy. A judgment depends on the seed, the question's id and texts, and the vote's number alone."""
+    """Informative and noisy. A judgment depends on seed, question and the vote's number alone."""
 
     def __init__(self, mode: Mode, seed: int, config: JudgeConfig | None = None) -> None:
         self.mode, self.seed, self.config = mode, seed, config or JudgeConfig()

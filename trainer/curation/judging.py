@@ -1,4 +1,4 @@
-"""The judge of a stage, and its judgments, which are kept as they come: a run that is killed while it judges goes on."""
+"""The judge of a stage, and its judgments, kept as they come: a run that is killed while it judges goes on."""
 
 from __future__ import annotations
 

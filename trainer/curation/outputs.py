@@ -102,22 +102,28 @@ def _report(recipe: CurateRecipe, folder: Path, rows: Sequence[Row], dropped: Se
         "task_from": dict(sorted(origins.items())), "correctness_of_kept": dict(sorted(correctness.items())),
         "unscored_rollouts_of_kept": dict(sorted(errors.items())), "contamination": dict(recipe.contamination.against),
     }  # fmt: skip
-    rule, sft = recipe.rollouts, recipe.sft
-    against = ", ".join(recipe.contamination.against) or "nothing: do not measure on benchmarks with what this trains"
     text = "\n".join(
         [
             "# Pairs, by source", "", markdown(table(counts)), "",
-            "SFT (pair) is a part of SFT (point). Shares of the paper are those of its table 6.", "",
-            f"RL: correctness in [{rule.low}, {rule.high}] of {rule.num_rollouts} rollouts; definition {rule.definition}, "
-            f"ties {rule.ties}, unparsed {rule.unparsed}, unit {rule.unit}. SFT: of {rule.remaining} that remain, margin "
-            f"above {sft.margin:g} in the {sft.keep} of {sft.samples} samples. Decontaminated against {against}.",
-            "", "# Not used", "", markdown([["reason", "rows", "see"], *reasons]), "",
-            f"Tasks are from: {_told(origins)}. Rollouts without a score, of pairs that were kept: {_told(errors)}.", "",
+            "SFT (pair) is a part of SFT (point). Shares of the paper are those of its table 6.", "", *_rules(recipe), "",
+            "# Not used", "", markdown([["reason", "rows", "see"], *reasons]), "",
+            f"Tasks are from: {_told(origins)}.",
+            f"Rollouts without a score, of pairs that were kept: {_told(errors)}.", "",
         ]
     )  # fmt: skip
     write_text(folder / "report.md", text)
     write_text(folder / "report.json", json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     return text
+
+
+def _rules(recipe: CurateRecipe) -> list[str]:
+    rule, sft = recipe.rollouts, recipe.sft
+    against = ", ".join(recipe.contamination.against) or "nothing: do not measure on benchmarks with what this trains"
+    return [
+        f"RL: correctness in [{rule.low}, {rule.high}] of {rule.num_rollouts} rollouts; definition {rule.definition},",
+        f"ties {rule.ties}, unparsed {rule.unparsed}, unit {rule.unit}. SFT: of {rule.remaining} that remain; margin",
+        f"above {sft.margin:g}, kept: {sft.keep} of {sft.samples} samples. Decontaminated against {against}.",
+    ]
 
 
 def _told(counts: Counter) -> str:

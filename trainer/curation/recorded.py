@@ -4,9 +4,9 @@
     {"source": "rmb", "id": "12", "a": "rejected", "choices": ["B", "<think>… <answer>B</answer>"]}
     {"source": "rmb", "id": "12", "replies": ["<answer>chat</answer>"]}
 
-Scores of each response, or judgments as they were written; of a pairwise judge what it chose, and which response it read
-as A; of a classification what it said. null: nothing that could be read. A pair that is not in the file is one about which
-the judge never answered.
+Scores of each response, or judgments as they were written; of a pairwise judge what it chose, and which response it
+read as A; of a classification what it said. null: nothing that could be read. A pair that is not in the file is one
+about which the judge never answered.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -121,7 +122,7 @@ class _Seen:
         texts = flatten(pair.prompt), pair.chosen, pair.rejected
         if self.rule == "normalised":
             texts = tuple(content_hash(text) or text for text in texts)
-        prompt, chosen, rejected = map(hash, texts)
+        prompt, chosen, rejected = (hashlib.blake2b(text.encode(), digest_size=16).digest() for text in texts)
         if (before := self.place.get((prompt, rejected, chosen))) is not None:
             raise Refusal("contradiction", f"{before} is the same pair with its sides exchanged")
         if (before := self.place.setdefault((prompt, chosen, rejected), place)) is not place:
@@ -205,7 +206,7 @@ def judge_for_sft(rows: Sequence[Row], recipe: CurateRecipe, folder: Path) -> Fo
     asked = [row for row in rows if row["use"] == "sft"]
     drawn: Iterator[list[Drawn]] = iter(())
     if asked:
-        judge = open_stage_judge(recipe.sft.judge, "pointwise", recipe.seed, "sft.judge")
+        judge = open_stage_judge(recipe.sft.judge, "pointwise", recipe.seed + 1, "sft.judge")
         questions = [question for row in asked for question in side_questions(row)]
         drawn = iter(ask_all(folder, "judgments", judge, questions, recipe.sft.samples))
     for row in rows:
@@ -245,7 +246,7 @@ def choose(rows: Sequence[Row], recipe: CurateRecipe, folder: Path) -> Found:
     asked = [row for row in rows if row["use"] == "sft"]
     chosen: Iterator[list[Drawn]] = iter(())
     if asked and config.samples:
-        judge = open_stage_judge(config.judge, "pairwise", recipe.seed, "pairwise.judge")
+        judge = open_stage_judge(config.judge, "pairwise", recipe.seed + 2, "pairwise.judge")
         chosen = iter(ask_all(folder, "choices", judge, [pair_question(row) for row in asked], config.samples))
     for row in rows:
         right = None
