@@ -1,4 +1,4 @@
-"""The data pipeline from files to files: what it keeps, what it refuses, and that a kill at any moment changes nothing."""
+"""The data pipeline, files to files: what it keeps, what it refuses, and that a kill at any moment changes nothing."""
 
 import json
 from pathlib import Path
@@ -74,7 +74,7 @@ def test_every_pair_is_accounted_for(example):
     assert "| embedded | 120 |" in (example / "report.md").read_text()
 
 
-@pytest.mark.parametrize("moment", [0, 3, 8, 10, 13, 16, 20, 23, "judging", "writing"])
+@pytest.mark.parametrize("moment", [0, 3, 8, 10, 13, 16, 20, 27, 33, "judging", "writing"])
 def test_a_run_that_is_killed_ends_resumed_in_the_same_bytes(moment, example, tmp_path, monkeypatch):
     """At a file that is about to be written, in the middle of judging, and with half a judgment written."""
     import rollout.text_files

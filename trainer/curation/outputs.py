@@ -105,7 +105,7 @@ def _report(recipe: CurateRecipe, folder: Path, rows: Sequence[Row], dropped: Se
     text = "\n".join(
         [
             "# Pairs, by source", "", markdown(table(counts)), "",
-            "SFT (pair) is a part of SFT (point). Shares of the paper are those of its table 6.", "", *_rules(recipe), "",
+            "SFT (pair) is a part of SFT (point). The paper's shares are of its table 6.", "", *_rules(recipe), "",
             "# Not used", "", markdown([["reason", "rows", "see"], *reasons]), "",
             f"Tasks are from: {_told(origins)}.",
             f"Rollouts without a score, of pairs that were kept: {_told(errors)}.", "",
