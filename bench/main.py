@@ -8,6 +8,7 @@ python bench/main.py judging [--data FILE] [--prompts 129] [--out DIR]      judg
 python bench/main.py serve [--clients 64] [--seconds 60] [--out DIR]        many clients at once on the server
 python bench/main.py faults [--kills 30] [--seed 0] [--out DIR]            kills runs at any moment, resumes, compares
 python bench/main.py downstream --judge DIR [--seeds 0,1,2] [--out DIR]    a policy trained in every way, and checked
+python bench/main.py curation --data DIR [--judge DIR] [--out DIR]     the data pipeline on real data
 python bench/main.py paper all [--seeds 1,2,3] [--jobs 2] [--out DIR]       the paper's tables and figures, and verdicts
 """
 
@@ -96,7 +97,17 @@ def main(arguments: list[str]) -> int:
     paper.add_argument("--launcher", default="", help="of a training, such as 'torchrun --nproc-per-node 8'")
     paper.add_argument("settings", nargs="*", metavar="key=value", help="of every run, over the recipe")
     paper.set_defaults(run=_paper)
-    for command in (step, compiled, kernels, rollout, judging, serve, faults, downstream, paper):
+    curation = commands.add_parser(
+        "curation", help="the data pipeline on real data: counts, rows/s, kills, planted prompts"
+    )
+    curation.add_argument("--data", required=True, type=Path, help="folder with rmb, gsm8k, hep and prometheus")
+    curation.add_argument(
+        "--judge", default="", help="such as runs/quickstart/models/grpo; default: recorded scores alone"
+    )
+    curation.add_argument("--pairs", type=int, default=200, help="rows of each source in runs that are killed")
+    curation.add_argument("--questions", type=int, default=8, help="of GSM8K that the judge is asked about")
+    curation.set_defaults(run=_curation)
+    for command in (step, compiled, kernels, rollout, judging, serve, faults, downstream, paper, curation):
         command.add_argument("--out", type=Path, help="folder for the result as JSON and as a Markdown table")
     options = parser.parse_args(arguments)
     wait_briefly()
@@ -201,6 +212,14 @@ def _seeds(options: argparse.Namespace) -> list[int]:
     if not all(seed.isascii() and seed.isdigit() for seed in options.seeds.split(",")):
         raise ValueError(f"--seeds {options.seeds}: must be whole numbers, comma-separated")
     return [int(seed) for seed in options.seeds.split(",")]
+
+
+def _curation(options: argparse.Namespace) -> None:
+    if options.pairs < 1 or options.questions < 1:
+        raise ValueError("--pairs and --questions must be at least 1")
+    from bench.curation import run_curation
+
+    run_curation(options.data, options.judge, options.pairs, options.questions, options.out)
 
 
 if __name__ == "__main__":
