@@ -77,7 +77,7 @@ def _whole(data: Path, folder: Path, parts: list[str]) -> dict:
     parts += [
         "RMB and GSM8K with drawn scores (8 rollouts, 1 sample for SFT, 1 choice), HumanEvalPack planted:",
         markdown(rates), _table_of(run),
-        f"Planted: the {num_planted:,} instructions of HumanEvalPack in turn as they are, in capitals, with other white "
+        f"Planted: the {num_planted:,} instructions of HumanEvalPack in turn as is, in capitals, with other white "
         f"space, without punctuation, inside another request; caught {caught:,}. Of all other pairs {others}.",
     ]  # fmt: skip
     return {"timings": timings, "report": report, "planted": num_planted, "caught": caught, "other": others}
