@@ -262,7 +262,9 @@ def split(rows: Sequence[Row], recipe: CurateRecipe) -> Found:
     config = recipe.split
     pairs = [pair_of(row) for row in rows]
     rest, held_out = split_by_prompt(pairs, config.held_out, recipe.seed)
-    _, dev = split_by_prompt(rest, config.dev / (1 - config.held_out) if config.held_out < 1 else 0, recipe.seed + 1)
+    _, dev = split_by_prompt(
+        rest, min(config.dev / (1 - config.held_out), 1) if config.held_out < 1 else 0, recipe.seed + 1
+    )
     measured = {prompt_key(pair): "dev" for pair in dev} | {prompt_key(pair): "held_out" for pair in held_out}
     keys = {(pair.source, pair.id): prompt_key(pair) for pair in pairs}
     in_rl = {keys[row["source"], row["id"]] for row in rows if row["use"] == "rl"}
