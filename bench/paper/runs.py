@@ -153,7 +153,7 @@ class SeedRuns:
 
     def _reading(self, arm: Arm) -> list[str]:
         """How the arm's judge was trained to be asked."""
-        recipe = self.scale.recipe(f"mode={arm.mode}", before=self._small(arm))
+        recipe = self.scale.recipe(before=self._small(arm))
         prompt, most = recipe.prompt, recipe.rollout.max_completion_tokens
         options = {
             "mode": arm.mode, "rubrics": arm.rubrics, "template": prompt.template, "rubrics-file": prompt.rubrics_file,

@@ -273,6 +273,15 @@ def test_recipes_of_real_weights_are_run_by_the_same_plan(tmp_path):
     assert runs.recipe.grpo.pairs_per_step == 128 and runs.recipe.sft.rows_per_step == 512
 
 
+def test_every_judge_is_asked_as_it_was_trained(tmp_path):
+    runs = SeedRuns(Scale(recipes=("bench/paper/embedded.toml",)), 0, tmp_path)
+    asked = {name: dict(zip(it := iter(runs._reading(arm)), it)) for name, arm in ARMS.items()}
+    assert asked["pair"] == asked["sft_pair"]
+    assert asked["pair"]["--mode"] == "pairwise" and asked["pair"]["--max-completion-tokens"] == "160"
+    assert asked["primary"] == asked["patarm"] | {"--rubrics": "primary"}
+    assert asked["patarm"]["--template"] == "bare" and asked["patarm"]["--max-completion-tokens"] == "80"
+
+
 def test_a_failed_run_is_one_line_with_its_cause(tmp_path):
     scale = Scale(recipes=("bench/paper/embedded.toml",), settings=("sft.steps=-1",))
     with pytest.raises(ValueError, match="steps=-1 must be at least 0"):
