@@ -68,9 +68,10 @@ def judged_pairs(
 def preferred(prompt: PolicyPrompt, answers: Sequence[Answer]) -> Pair | str:
     """Best and worst by their scores, of equal ones the first; or why there are none.
 
-    A cut answer has no end that could be learned: it may be the worst, and never the best.
+    A cut answer has no end that could be learned: it may be the worst, and never the best. A blank one is neither, as
+    no pair may hold it.
     """
-    scored = [answer for answer in answers if answer.scored.score is not None]
+    scored = [answer for answer in answers if answer.scored.score is not None and answer.text.strip()]
     whole = [answer for answer in scored if not answer.is_cut]
     if len(scored) < 2 or not whole:
         return "fewer than two scores, or all cut"

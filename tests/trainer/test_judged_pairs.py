@@ -33,6 +33,8 @@ def test_the_best_and_the_worst_are_a_pair():
     assert (pair.chosen, pair.rejected, pair.task, pair.source, pair.id) == ("a", "c", "math", "here", "7")
     cut = preferred(PROMPT, [answer("long", 9, is_cut=True), answer("a", 5), answer("c", 2, is_cut=True)])
     assert (cut.chosen, cut.rejected) == ("a", "c")
+    said = preferred(PROMPT, [answer(" \n", 0), answer("a", 5), answer("", 9), answer("c", 2)])
+    assert (said.chosen, said.rejected) == ("a", "c")
     assert preferred(PROMPT, [answer("a", 5), answer("b", 5)]) == "equal scores"
     assert preferred(PROMPT, [answer("a", 5), answer("b", None)]).startswith("fewer than two")
     assert preferred(PROMPT, [answer("a", 5, is_cut=True), answer("b", 2, is_cut=True)]).endswith("all cut")
