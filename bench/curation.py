@@ -1,8 +1,8 @@
 """The data pipeline on real data: counts, rows per second, kills and planted benchmark prompts.
 
 RMB's pairs and GSM8K's right and wrong solutions, with scores that are drawn from a seed (there are none recorded of
-them; they exercise the arithmetic and say nothing of a judge); the three GPT-4 scores that prometheus-eval recorded of
-each MT-bench response; and, with --judge, a local model that scores GSM8K's solutions.
+them; they exercise the arithmetic and say nothing of a judge); and, with --judge, a local model that scores GSM8K's
+solutions.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from random import Random
@@ -35,7 +34,7 @@ def run_curation(data: Path, judge: str, num_kill_pairs: int, num_judged: int, o
     """Prints the report; RuntimeError if a resumed run differs or a planted prompt is missed.
 
     Args:
-        data: folder with rmb, gsm8k, hep and prometheus as they are published.
+        data: folder with rmb, gsm8k and hep as they are published.
         judge: Hugging Face directory of a PaTaRM judge, or nothing.
         num_kill_pairs: of the runs that are killed.
         num_judged: GSM8K questions that the judge is asked about.
@@ -44,7 +43,6 @@ def run_curation(data: Path, judge: str, num_kill_pairs: int, num_judged: int, o
         folder = Path(temporary)
         recorded, parts = {}, []
         recorded["drawn"] = _whole(data, folder / "whole", parts)
-        recorded["prometheus"] = _prometheus(data, folder / "prometheus", parts)
         recorded["kills"] = _kills(data, folder / "kills", num_kill_pairs, parts)
         if judge:
             recorded["judge"] = _judged(data, folder / "judged", judge, num_judged, parts)
@@ -131,46 +129,6 @@ def _judgment(answer: float | str) -> str:
 
 def _recorded(file: Path, keys: Sequence[str] = ("rollouts", "sft", "pairwise")) -> list[str]:
     return [f'{key}.judge={{kind="recorded", recorded="{file}"}}' for key in keys]
-
-
-def _prometheus(data: Path, folder: Path, parts: list[str]) -> dict:
-    """Pairs of MT-bench responses to one question; the label is the first of the three scores, the other two judge."""
-    by_question = defaultdict(list)
-    for row in json.loads(read_text(data / "prometheus" / "mt_bench_eval.json")):
-        instruction = row["instruction"]
-        asked, _, rest = instruction.partition("###The instruction to evaluate:")[2].partition(
-            "###Response to evaluate:"
-        )
-        by_question[asked.strip()].append((rest.partition("###Reference Answer")[0].strip(), row["gpt4_score"]))
-    pairs, scores = [], []
-    for number, (asked, answers) in enumerate(by_question.items()):
-        for i, (good, high) in enumerate(answers):
-            for j, (bad, low) in enumerate(answers):
-                if high[0] > low[0] and good != bad and good and bad:
-                    name = {"source": "mt_bench", "id": f"{number}-{i}-{j}"}
-                    pairs.append({**name, "prompt": asked, "chosen": good, "rejected": bad, "task": "chat"})
-                    scores.append({**name, "chosen": high[1:], "rejected": low[1:]})
-    file = _write(folder / "scores.jsonl", scores)
-    source = f'sources.mt_bench="plain:{_write(folder / "pairs.jsonl", pairs)}"'
-    found, rows = {}, [["correctness", "easy", "hard", "unjudged", "RL", "kept for SFT by margin"]]
-    for definition in ("index", "mean", "all"):
-        settings = [source, *_recorded(file, ("rollouts", "sft")), "rollouts.num_rollouts=2", "pairwise.samples=0"]
-        run = _run(folder / definition, [*settings, f"rollouts.definition={definition}", "sft.margin=1"])
-        used = read_records(run / "stages" / "5-select.jsonl")
-        dropped = found[definition] = {"total": _report(run)["total"]}
-        shares = [row["correctness"] for row in used]
-        easy, hard = shares.count("1"), shares.count("0")
-        margin = sum(row["reason"] == "malformed_judgment" for row in read_records(run / "quarantine.jsonl"))
-        total = dropped["total"]
-        dropped |= {"easy": easy, "hard": hard, "margin": margin}
-        cells = [easy, hard, total["dropped"].get("unjudged", 0), total["rl"], margin]
-        rows.append([definition, *(str(cell) for cell in cells)])
-    parts.append(
-        f"Prometheus's recorded GPT-4 scores, 1 to 5: {len(pairs)} pairs of MT-bench responses, labelled by the first "
-        "score and judged by the other two (margin above 1; no judgment's text is at hand, so none becomes a row):"
-    )
-    parts.append(markdown(rows))
-    return {"pairs": len(pairs), **found}
 
 
 def _kills(data: Path, folder: Path, num_pairs: int, parts: list[str]) -> list[dict]:

@@ -100,7 +100,7 @@ def main(arguments: list[str]) -> int:
     curation = commands.add_parser(
         "curation", help="the data pipeline on real data: counts, rows/s, kills, planted prompts"
     )
-    curation.add_argument("--data", required=True, type=Path, help="folder with rmb, gsm8k, hep and prometheus")
+    curation.add_argument("--data", required=True, type=Path, help="folder with rmb, gsm8k and hep")
     curation.add_argument(
         "--judge", default="", help="such as runs/quickstart/models/grpo; default: recorded scores alone"
     )
