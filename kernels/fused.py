@@ -120,6 +120,8 @@ def norm_rotary(
     is_width = q_BTHC.shape[-1] in range(2, MAX_HEAD_WIDTH + 1, 2)
     if is_width and cos_BTC.dtype == sin_BTC.dtype == torch.float32 and _has_kernel(q_BTHC, k_BTKC, *weights):
         return _norm_rotary_triton(*arguments)
+    if len(weights) == 2 and q_BTHC.device.type == "cpu" and q_BTHC.dtype == k_BTKC.dtype:
+        return _norm_rotary_cpu(*arguments)
     return norm_rotary_ref(*arguments)
 
 
@@ -132,6 +134,16 @@ def norm_rotary_ref(
     if k_weight_C is not None:
         k_BTKC = rms_norm_ref(k_BTKC, k_weight_C, eps)
     return rotary_ref(q_BTHC, cos_BTC, sin_BTC), rotary_ref(k_BTKC, cos_BTC, sin_BTC)
+
+
+def _norm_rotary_cpu(
+    q_BTHC: Tensor, k_BTKC: Tensor, q_weight_C: Tensor, k_weight_C: Tensor, eps: float, cos_BTC: Tensor, sin_BTC: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The heads of both as those of one tensor: half as many operations, which is what a step of few tokens takes."""
+    heads = q_BTHC.shape[2], k_BTKC.shape[2]
+    x_BTHC = torch.cat((q_BTHC, k_BTKC), 2)
+    weight_HC = torch.cat((q_weight_C.expand(heads[0], -1), k_weight_C.expand(heads[1], -1)))
+    return rotary_ref(rms_norm_ref(x_BTHC, weight_HC, eps), cos_BTC, sin_BTC).split(heads, 2)
 
 
 def rotary_ref(x_BTHC: Tensor, cos_BTC: Tensor, sin_BTC: Tensor) -> Tensor:

@@ -46,7 +46,8 @@ class PackedWeights:
     """
 
     def __init__(self) -> None:
-        self._kept: dict[int, tuple[Tensor, int, Tensor]] = {}
+        # By weights: those weights, how often each was written to, and what is laid out of them.
+        self._kept: dict[tuple[int, ...], tuple[Sequence[Tensor], list[int], Tensor]] = {}
 
     def clear(self) -> None:
         self._kept.clear()
@@ -60,13 +61,23 @@ class PackedWeights:
             _packed_weights.reset(token)
 
     def linear(self, x_BD: Tensor, weight_ND: Tensor, bias_N: Tensor | None) -> Tensor:
-        weight, version, packed = self._kept.get(id(weight_ND), (None, 0, None))
-        if weight is not weight_ND or version != weight_ND._version:
-            packed = torch.ops.mkldnn._reorder_linear_weight(weight_ND.detach(), None)
-            self._kept[id(weight_ND)] = weight_ND, weight_ND._version, packed
+        packed = self._packed([weight_ND])
         if torch.is_grad_enabled():
             return _PackedLinear.apply(x_BD, weight_ND, bias_N, packed)
         return _packed_linear(x_BD, packed, bias_N)
+
+    def linears(self, x_BD: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor] | None) -> Tensor:
+        """Of several weights [N, D] with one input, side by side, in one product; without gradients."""
+        return _packed_linear(x_BD, self._packed(weights), None if biases is None else torch.cat([*biases]))
+
+    def _packed(self, weights: Sequence[Tensor]) -> Tensor:
+        key, versions = tuple(map(id, weights)), [weight._version for weight in weights]
+        kept, versions_then, packed = self._kept.get(key, ((), None, None))
+        if versions != versions_then or any(a is not b for a, b in zip(kept, weights, strict=True)):
+            whole = weights[0] if len(weights) == 1 else torch.cat([*weights])
+            packed = torch.ops.mkldnn._reorder_linear_weight(whole.detach(), None)
+            self._kept[key] = weights, versions, packed
+        return packed
 
 
 def _packed_linear(x_BD: Tensor, packed: Tensor, bias_N: Tensor | None) -> Tensor:
@@ -104,10 +115,24 @@ def packed_weights() -> AbstractContextManager[None]:
 
 def linear(x_BD: Tensor, weight_ND: Tensor, bias_N: Tensor | None = None) -> Tensor:
     """`F.linear`, by the `PackedWeights` in use for float32 on a CPU."""
-    packed = _packed_weights.get()
-    if packed is None or x_BD.device.type != "cpu" or x_BD.dtype != torch.float32:
-        return F.linear(x_BD, weight_ND, bias_N)
-    return packed.linear(x_BD, weight_ND, bias_N)
+    packed = _packed_for(x_BD)
+    return F.linear(x_BD, weight_ND, bias_N) if packed is None else packed.linear(x_BD, weight_ND, bias_N)
+
+
+def linears(x_BD: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor] | None = None) -> Tensor | None:
+    """The products of one input with several weights, side by side, where one product can be made of them: without
+    gradients, by the `PackedWeights` in use, or where the weights lie side by side. Else None."""
+    if torch.is_grad_enabled():
+        return None
+    packed = _packed_for(x_BD)
+    if packed is not None:
+        return packed.linears(x_BD, weights, biases)
+    whole = side_by_side(weights)
+    return None if whole is None else F.linear(x_BD, whole, None if biases is None else torch.cat([*biases]))
+
+
+def _packed_for(x_BD: Tensor) -> PackedWeights | None:
+    return _packed_weights.get() if x_BD.device.type == "cpu" and x_BD.dtype == torch.float32 else None
 
 
 def lay_side_by_side_(tensors: Sequence[Tensor]) -> None:

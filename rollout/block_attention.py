@@ -37,8 +37,9 @@ class _Reading:
 
     pages: slice | Tensor  # of the blocks: a run of pages that holds them all, or their pages one after the other
     reader_N: Tensor
-    place_BO: Tensor  # of each reader's blocks among the N, which has no place N
-    by_block: list[Tensor]  # of block 0, 1, …: places, of the first readers, which have it
+    place_BO: Tensor  # of each reader's blocks among the N; where it has no more of them, of its first
+    by_block_N: Tensor | None  # places of block 0 of the first readers, which have it, of block 1, …; None: 0, 1, …
+    num_O: list[int]  # readers that have block 0, 1, …
     bias_NX: Tensor | None  # -inf at positions that are not there yet
 
 
@@ -164,8 +165,9 @@ class BlockAttention:
             in_place: pages may be read where they lie, with what is between them; each has one reader.
         """
         n, O = self._pages_per_block, int(num_blocks_B[0])
-        reader_N = np.concatenate([np.arange((num_blocks_B > block).sum()) for block in range(O)])
-        block_N = np.repeat(np.arange(O), [(num_blocks_B > block).sum() for block in range(O)])
+        num_O = (num_blocks_B[:, None] > np.arange(O)).sum(0)
+        reader_N = np.concatenate([np.arange(num) for num in num_O])
+        block_N = np.repeat(np.arange(O), num_O)
         page_Nn = table_BM[reader_N[:, None], block_N[:, None] * n + np.arange(n)]
         place_N = np.arange(len(reader_N))
         pages, size = torch.from_numpy(page_Nn.reshape(-1)), len(reader_N)
@@ -173,7 +175,7 @@ class BlockAttention:
         if in_place and n == 1 and len(page_Nn) >= _READ_IN_PLACE * (high - low):
             place_N = page_Nn[:, 0] - low
             pages, size = slice(int(low), int(high)), high - low
-        place_BO = np.full((len(num_blocks_B), O), size)
+        place_BO = np.repeat(place_N[: len(num_blocks_B), None], O, axis=1)
         place_BO[reader_N, block_N] = place_N
         reader_of_place = np.zeros(size, dtype=np.int64)  # pages that nobody wants are read by anyone
         reader_of_place[place_N] = reader_N
@@ -183,8 +185,10 @@ class BlockAttention:
             position_NX = block_N[:, None] * BLOCK + np.arange(BLOCK)
             bias_NX[place_N] = np.where(position_NX > last_B[reader_N, None], -np.inf, 0)
             bias = torch.from_numpy(bias_NX)[:, None, None]
-        by_block = [torch.from_numpy(place_N[block_N == block]) for block in range(O)]
-        return _Reading(pages, torch.from_numpy(reader_of_place), torch.from_numpy(place_BO), by_block, bias)
+        by_block_N = None if isinstance(pages, Tensor) else torch.from_numpy(place_N)
+        return _Reading(
+            pages, torch.from_numpy(reader_of_place), torch.from_numpy(place_BO), by_block_N, num_O.tolist(), bias
+        )
 
     def _plan_chunk(self, chunk: Chunk, first: int) -> _Part:
         table = chunk.table + [0] * (-len(chunk.table) % self._pages_per_block)
@@ -206,9 +210,8 @@ class BlockAttention:
         q_RKQC = q_RKQC.index_select(0, self._order_R)
         q_RKMC = F.pad(q_RKQC, (0, 0, 0, num_padding)) if num_padding else q_RKQC
         score_NKMX, largest_RKM1 = self._scores(q_RKMC, self._own, keys_NKPC)
-        if self._groups is None:
-            sum_RKM1, o_RKMC = torch.zeros_like(largest_RKM1), torch.zeros_like(q_RKMC)
-        else:
+        total = None  # of weighted values and, as one column more, of weights
+        if self._groups is not None:
             row_GKS, place_RK, reading = self._groups.row_GKS, self._groups.place_RK, self._groups.reading
 
             def to_groups(x_RKQY: Tensor) -> Tensor:
@@ -222,11 +225,9 @@ class BlockAttention:
             shared_score_NKMX, largest_GKM1 = self._scores(q_GKMC, reading, keys_NKPC)
             torch.maximum(largest_RKM1, to_rows(largest_GKM1, -torch.inf), out=largest_RKM1)
             largest_GKM1 = to_groups(largest_RKM1[:, :, :Q])
-            sum_GKM1, o_GKMC = torch.zeros_like(largest_GKM1), torch.zeros_like(q_GKMC)
-            self._add(shared_score_NKMX, largest_GKM1, reading, values_NKPC, sum_GKM1, o_GKMC)
-            sum_RKM1, o_RKMC = to_rows(sum_GKM1, 0.0), to_rows(o_GKMC, 0.0)
-        self._add(score_NKMX, largest_RKM1, self._own, values_NKPC, sum_RKM1, o_RKMC)
-        return (o_RKMC / sum_RKM1)[:, :, :Q].index_select(0, self._inverse_R)
+            total = to_rows(self._sums(shared_score_NKMX, largest_GKM1, reading, values_NKPC, None), 0.0)
+        total = self._sums(score_NKMX, largest_RKM1, self._own, values_NKPC, total)[:, :, :Q]
+        return (total[..., :C] / total[..., C:]).index_select(0, self._inverse_R)
 
     def _scores(self, q_BKMC: Tensor, reading: _Reading, keys_NKPC: Tensor) -> tuple[Tensor, Tensor]:
         """score_NKMX, and each query's largest one, [B, K, M, 1]."""
@@ -235,21 +236,23 @@ class BlockAttention:
         score_NKMX = (q_NKMC.flatten(0, 1) @ key_ZXC.transpose(1, 2)).view(*q_NKMC.shape[:3], BLOCK)
         if reading.bias_NX is not None:
             score_NKMX += reading.bias_NX
-        largest_NKM = F.pad(score_NKMX.amax(-1), (0, 0, 0, 0, 0, 1), value=-torch.inf)
-        return score_NKMX, largest_NKM[reading.place_BO].amax(1)[..., None]
+        return score_NKMX, score_NKMX.amax(-1, keepdim=True)[reading.place_BO].amax(1)
 
-    def _add(
-        self, score_NKMX: Tensor, largest_BKM1: Tensor, reading: _Reading, values_NKPC: Tensor,
-        sum_BKM1: Tensor, o_BKMC: Tensor,
-    ) -> None:  # fmt: skip
-        """Adds the blocks' weights and weighted values to `sum` and `o`, block by block. Overwrites the scores."""
+    def _sums(
+        self, score_NKMX: Tensor, largest_BKM1: Tensor, reading: _Reading, values_NKPC: Tensor, before: Tensor | None
+    ) -> Tensor:
+        """[B, K, M, C + 1]: weighted values and weights, added to `before` block by block. Overwrites the scores."""
         weight_NKMX = score_NKMX.sub_(largest_BKM1.index_select(0, reading.reader_N)).exp_()
-        sum_NKM1 = weight_NKMX.sum(-1, keepdim=True)
-        value_ZXC = self._blocks(values_NKPC, reading.pages, o_BKMC.dtype)
-        o_NKMC = (weight_NKMX.flatten(0, 1) @ value_ZXC).view(*sum_NKM1.shape[:3], -1)
-        for place_N in reading.by_block:
-            sum_BKM1[: len(place_N)] += sum_NKM1.index_select(0, place_N)
-            o_BKMC[: len(place_N)] += o_NKMC.index_select(0, place_N)
+        value_ZXC = self._blocks(values_NKPC, reading.pages, score_NKMX.dtype)
+        o_NKMC = (weight_NKMX.flatten(0, 1) @ value_ZXC).view(*weight_NKMX.shape[:3], -1)
+        both_NKMY = torch.cat((o_NKMC, weight_NKMX.sum(-1, keepdim=True)), -1)
+        if reading.by_block_N is not None:
+            both_NKMY = both_NKMY.index_select(0, reading.by_block_N)
+        first_BKMY, *others = both_NKMY.split(reading.num_O)
+        total_BKMY = first_BKMY if before is None else before.add_(first_BKMY)
+        for some_BKMY in others:
+            total_BKMY[: len(some_BKMY)].add_(some_BKMY)
+        return total_BKMY
 
     def _attend_chunk(self, part: _Part, q_NKQC: Tensor, keys_NKPC: Tensor, values_NKPC: Tensor) -> Tensor:
         """N tokens of the chunk, M = N·Q queries side by side."""

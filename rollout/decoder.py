@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from kernels.fused import add_rms_norm, norm_rotary, rms_norm, swiglu
-from kernels.matmul import lay_side_by_side_, linear, side_by_side
+from kernels.matmul import lay_side_by_side_, linear, linears
 from rollout.families import DecoderConfig
 from rollout.rope import rotary_tables
 
@@ -59,12 +59,12 @@ class Linear(nn.Linear):
 
 
 def _products(x_BTD: Tensor, *layers: Linear) -> Sequence[Tensor]:
-    """Of each layer. Where their weights lie side by side it is one product, which a GPU fills better."""
-    weight = None if torch.is_grad_enabled() else side_by_side([layer.weight for layer in layers])
-    if weight is None:
+    """Of each layer; in one product wherever that can be, which takes less time than each for itself."""
+    biases = None if layers[0].bias is None else [layer.bias for layer in layers]
+    whole = linears(x_BTD, [layer.weight for layer in layers], biases)
+    if whole is None:
         return [layer(x_BTD) for layer in layers]
-    bias = None if layers[0].bias is None else torch.cat([layer.bias for layer in layers])
-    return linear(x_BTD, weight, bias).split([layer.out_features for layer in layers], dim=-1)
+    return whole.split([layer.out_features for layer in layers], dim=-1)
 
 
 class SelfAttention(nn.Module):
