@@ -151,6 +151,15 @@ def test_norm_and_rotary_are_the_definition(triton_device, H, K, C, dtype):
                 assert_close(normed, y, torch.maximum(unit, torch.cat((high, low), -1)), units=4)
 
 
+@few_examples
+@given(st.integers(1, 9), st.integers(1, 4), st.integers(1, 6), st.sampled_from([2, 48, 64, 128]), st.integers(0, 99))
+def test_on_a_cpu_heads_of_both_are_turned_as_one_to_the_bit(T, K, H, C, seed):
+    q, k, _ = normal(seed, 2, T, H + 2 * K, C).split((H, K, K), 2)
+    weights, (cos, sin) = [normal(i, C) for i in (1, 2)], tables(3, 2, T, C)
+    ours, right = (form(q, k, *weights, EPS, cos, sin) for form in (norm_rotary, norm_rotary_ref))
+    assert all(map(torch.equal, ours, right))
+
+
 def test_one_norm_alone(triton_device):
     q, k = (whole(seed, 1, 3, 2, 8, device=triton_device).transpose(1, 2) for seed in (0, 1))  # heads apart, too
     weight_C, (cos, sin) = normal(2, 8, device=triton_device), tables(3, 1, 2, 8, triton_device)

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from kernels.matmul import PackedWeights, addmm_, float32_logits, lay_side_by_side_, linear, side_by_side
+from kernels.matmul import PackedWeights, addmm_, float32_logits, lay_side_by_side_, linear, linears, side_by_side
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 
@@ -106,3 +106,21 @@ def test_on_a_gpu(dtype, beta):
     addmm_(out_BV, hidden_BD, weight_VD.T, beta=beta, alpha=0.5)
     right_BV = 3.0 * beta + 0.5 * (hidden_BD.double() @ weight_VD.double().T)
     assert (out_BV - right_BV).abs().max() < 1e-4
+
+
+def test_products_of_one_input_are_those_of_each():
+    generator = torch.Generator().manual_seed(4)
+    x_BD, *weights = (torch.randn(shape, generator=generator) for shape in ((9, 48), (32, 48), (5, 48), (16, 48)))
+    biases = [torch.randn(len(weight), generator=generator) for weight in weights]
+    with PackedWeights().in_use():
+        assert linears(x_BD, weights, biases) is None  # with gradients each has its own
+        with torch.no_grad():
+            for _ in range(2):
+                for some in (biases, None):
+                    of_each = [linear(x_BD, w, b) for w, b in zip(weights, some or [None] * 3, strict=True)]
+                    assert torch.equal(linears(x_BD, weights, some), torch.cat(of_each, -1))
+                weights[1].mul_(-2)  # is noticed
+    with torch.no_grad():
+        assert linears(x_BD, weights) is None  # they lie apart
+        lay_side_by_side_(weights)
+        torch.testing.assert_close(linears(x_BD, weights), x_BD @ torch.cat(weights).T)

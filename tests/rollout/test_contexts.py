@@ -52,9 +52,9 @@ def test_judgments_are_read_alike(tmp_path):
 
 
 def test_a_file_that_cannot_be_read_is_told_by_name(tmp_path):
+    (tmp_path / "folder.jsonl").mkdir()
     for file, problem in (
         (tmp_path / "none.jsonl", "no such file"),
-        (tmp_path, "cannot be read: Is a directory"),
         (write(tmp_path / "x", "x") / "below", "cannot be read: Not a directory"),
         (write(tmp_path / "latin.jsonl", b'{"prompt": "caf\xe9"}'), "not UTF-8 at byte 15"),
     ):
@@ -62,6 +62,11 @@ def test_a_file_that_cannot_be_read_is_told_by_name(tmp_path):
             with pytest.raises(ValueError) as error:
                 read(file)
             assert str(error.value) == f"{file}: {problem}"
+    folder = tmp_path / "folder.jsonl"
+    with pytest.raises(ValueError, match=r"folder\.jsonl: cannot be read: Is a directory"):
+        read_text(folder)
+    with pytest.raises(ValueError, match=r"folder\.jsonl: the folder holds no file that ends in \.jsonl"):
+        load_pairs(folder, BOOK)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from patarm_core.par import constant, graded
 from patarm_core.recipe import RecipeError, read_recipe, to_toml, with_bases
 from rollout.contexts import read_text
 from trainer.config import MarginConfig, Recipe
+from trainer.curation.config import CurateRecipe
 
 SHIPPED = sorted((Path(__file__).resolve().parents[2] / "trainer" / "recipes").glob("*.toml"))
 
@@ -18,8 +19,9 @@ def read(*overrides, text='out = "runs/x"\n'):
 
 @pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.name)
 def test_a_shipped_recipe_reads_and_comes_back_from_its_own_toml(file):
-    recipe = read_recipe(Recipe, with_bases(str(file), read_text))
-    assert read_recipe(Recipe, [("resolved", to_toml(recipe))]) == recipe
+    kind = CurateRecipe if file.name.startswith("curate") else Recipe
+    recipe = read_recipe(kind, with_bases(str(file), read_text))
+    assert read_recipe(kind, [("resolved", to_toml(recipe))]) == recipe
 
 
 def test_the_quickstart_is_among_the_shipped_recipes():
