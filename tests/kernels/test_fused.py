@@ -380,3 +380,9 @@ def test_swiglu_of_whole_loops_has_rows_that_do_not_depend_on_the_others(width):
     for start, end in ((0, 1), (0, 3), (3, 4), (5, 12), (39, 40), *((0, end) for end in range(num - 8, num))):
         some = slice(start * rows, end * rows)
         assert torch.equal(module.swiglu_ref(gate[some].clone(), up[some].clone()), whole[some])
+
+
+@pytest.mark.parametrize("width", [1, 4, 24, 36, 52, 64, 100])
+def test_swiglu_of_halves_of_one_product_is_that_of_two_to_the_bit(width):
+    gate, up = torch.randn(300, 2 * width, generator=torch.Generator().manual_seed(width)).chunk(2, dim=-1)
+    assert torch.equal(swiglu(gate, up), swiglu(gate.contiguous(), up.contiguous()))
