@@ -1,8 +1,9 @@
 """A GRPO step on one GPU at the shapes of Qwen3: update tokens/s, share of the GPU's products, memory, rollout share.
 
 Random weights, drawn on the GPU and written to a directory, from which learner and engine are made as in training:
-bfloat16 with float32 master weights, activation checkpointing, and for 8B moments in the host's memory. Products are
-counted on tree tokens, without what checkpointing and the head compute again:
+bfloat16 with float32 master weights; for 8B with activation checkpointing, and moments in the host's memory. Products
+are counted on tree tokens, without what checkpointing and the head compute again, and shared over the seconds of the
+update, also without its optimiser:
 
     6 x parameters of blocks x tokens + 6 x V x D x loss tokens + 12 x H x C x layers x (query, key) that see each other
 """
@@ -10,6 +11,7 @@ counted on tree tokens, without what checkpointing and the head compute again:
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,7 @@ from bench.rollout_workload import Work
 from bench.step_ours import OurStep, Setup
 from bench.step_tables import gpu_table
 from bench.step_time import Options, of_turns, sum_of_phases
-from bench.step_workload import MEANS, SIGMAS
+from bench.step_workload import MEANS, SIGMAS, pair_work
 from rollout.decoder import DecoderConfig
 from rollout.kv_cache import bytes_per_token
 from rollout.shapes import QWEN3
@@ -34,7 +36,10 @@ from trainer.machine import machine
 from trainer.plan_job import GIB, GPUS
 
 MODELS = {"1.7b": QWEN3["Qwen3-1.7B"], "4b": QWEN3["Qwen3-4B"], "8b": QWEN3["Qwen3-8B"]}
-_OFFLOADED = ("8b",)
+# What a GPU of 141 GB has room for.
+_OFFLOADED = _CHECKPOINTED = ("8b",)
+_TOKENS_PER_MICRO_BATCH = 8192
+_WARM_UP = 4  # times shorter
 
 
 def run_step_gpu(options: Options, models: list[str], out: Path | None) -> dict[str, Any]:
@@ -62,8 +67,8 @@ def run_step_gpu(options: Options, models: list[str], out: Path | None) -> dict[
         with tempfile.TemporaryDirectory() as folder:
             writer = Remote(_Weights, name, folder)  # a process of its own gives all of its memory back
             writer.close()
-            for n in options.rollouts:
-                result["records"].append({"model": name, "num_rollouts": n} | _measure(name, folder, n, options))
+            for record in _measured(name, folder, options):
+                result["records"].append(record)
                 report()
     print(report())
     return result
@@ -74,32 +79,50 @@ class _Weights:
         save_decoder(random_decoder(MODELS[model], "cuda"), folder, torch.bfloat16)
 
 
-def _measure(name: str, folder: str, n: int, options: Options) -> dict[str, Any]:
+def _measured(name: str, folder: str, options: Options) -> Iterator[dict[str, Any]]:
+    """A record of each n, by one process, which draws and compiles everything once before: at the most n, shortened."""
     config = MODELS[name]
-    work = options.work(n, 0, config.vocab_size)
+    most = max(options.rollouts)
+    warm_up = pair_work(options.pairs, most, _WARM_UP * options.shorten, config.vocab_size)
     setup = Setup(
-        folder=folder, model=ModelConfig(dtype="bfloat16", activation_checkpointing=True),
-        cpu_offload=name in _OFFLOADED, kv_gib=kv_gib(work, config),
+        folder=folder, model=ModelConfig(dtype="bfloat16", activation_checkpointing=name in _CHECKPOINTED),
+        tokens_per_micro_batch=_TOKENS_PER_MICRO_BATCH, cpu_offload=name in _OFFLOADED,
+        kv_gib=kv_gib(options.work(most, 0, config.vocab_size), config),
     )  # fmt: skip
-    ours = None
-    try:
-        ours = Remote(OurStep, setup)
-        turns = []
-        for turn in tqdm(range(options.steps + 1), desc=f"{name}, n = {n}", unit="turn"):
-            now = options.work(n, turn, config.vocab_size)
-            done = ours.call("roll_out", now, turn) | ours.call("learn", now, turn)
-            turns.append(done | {"step_s": sum_of_phases(done)})
-        peak = ours.call("peak_bytes")
-    except EngineError as error:
-        return {"error": str(error)[:80]}
-    finally:
-        if ours is not None:
-            ours.close()
-    found = of_turns(turns)
+    ours: Remote | None = None
+
+    def step(work: Work, turn: int) -> dict[str, Any]:
+        done = ours.call("roll_out", work, turn) | ours.call("learn", work, turn)
+        return done | {"step_s": sum_of_phases(done)}
+
+    for n in options.rollouts:
+        record: dict[str, Any] = {"model": name, "num_rollouts": n}
+        try:
+            if ours is None:
+                ours = Remote(OurStep, setup)
+                first = step(warm_up, 0)
+                ours.call("peak_bytes")
+            turns = [first]
+            for turn in tqdm(range(1, options.steps + 1), desc=f"{name}, n = {n}", unit="turn"):
+                turns.append(step(options.work(n, turn, config.vocab_size), turn))
+            record |= _of(config, of_turns(turns)) | {"peak_bytes": ours.call("peak_bytes")}
+        except (EngineError, OSError) as error:
+            record["error"] = str(error)[:200]
+            if ours is not None:
+                ours.close()  # what it holds is nobody's any more; the next n has a process of its own
+                ours = None
+        yield record
+    if ours is not None:
+        ours.close()
+
+
+def _of(config: DecoderConfig, found: dict[str, Any]) -> dict[str, Any]:
     flops, peak_flops = update_flops(config, found), _peak_flops()
+    backward_s = found["update_s"] - found["optimizer_s"]
     return found | {
-        "peak_bytes": peak, "update_flops": flops, "update_tokens_per_s": found["update_tokens"] / found["update_s"],
+        "update_flops": flops, "update_tokens_per_s": found["update_tokens"] / found["update_s"],
         "mfu": None if peak_flops is None else flops / found["update_s"] / peak_flops,
+        "mfu_without_optimizer": None if peak_flops is None else flops / backward_s / peak_flops,
     }  # fmt: skip
 
 

@@ -7,8 +7,8 @@ rewards are read from well-formed judgments with drawn scores, since a random mo
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from contextlib import ExitStack, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from random import Random
 
@@ -140,7 +140,7 @@ class OurStep:
         with watch.phase("reward_s"):
             rollouts = [_rewarded(pair, work, sides, turn, recipe) for pair, sides in self._drawn.items()]
             trees, _ = with_advantages(rollouts, recipe, self._world)
-        with watch.phase("update_s"), self._peak(is_measured) as peak:
+        with watch.phase("update_s"), self._peak(is_measured) as peak, _timed_step(self._learner.optimizer, watch):
             metrics = self._learner.update(
                 trees, self._loss.for_epoch(0), setup.tokens_per_micro_batch, self._num_updates, VALUES,
                 setup.exact_logprobs,
@@ -152,11 +152,29 @@ class OurStep:
         }  # fmt: skip
 
     def peak_bytes(self) -> int:
-        """The most that torch has had on this GPU at one time, everything included; unless a part was measured."""
-        return torch.cuda.max_memory_allocated(self._world.device)
+        """The most that torch has had on this GPU since this was last asked; unless a part was measured."""
+        most = torch.cuda.max_memory_allocated(self._world.device)
+        torch.cuda.reset_peak_memory_stats(self._world.device)
+        return most
 
     def _peak(self, is_measured: bool):
         return peak_memory(self._world.device) if is_measured else nullcontext(Peak())
+
+
+@contextmanager
+def _timed_step(optimizer: torch.optim.Optimizer, watch: Stopwatch) -> Iterator[None]:
+    """The phase "optimizer_s", a part of the update."""
+    step = optimizer.step
+
+    def timed() -> None:
+        with watch.phase("optimizer_s"):
+            step()
+
+    optimizer.step = timed
+    try:
+        yield
+    finally:
+        del optimizer.step  # of the instance: the class has its own
 
 
 def update_size(trees: Sequence[Sequence[Leaf]], layout: str, max_tokens: int) -> dict[str, int]:

@@ -104,21 +104,23 @@ def estimate() -> Iterable[str]:
 def gpu_table(result: dict[str, Any]) -> str:
     lines = [
         f"{result['machine']['device']}, commit {result['machine']['commit']}, torch {result['machine']['torch']}; "
-        f"random weights, bfloat16, activation checkpointing, {result['options']['pairs']} pairs a step.",
+        f"random weights, bfloat16, {result['options']['pairs']} pairs a step.",
         "",
         *_head(
-            ["model", "n", "tree tokens", "rollout, s", "update, s", "step, s", "rollout share", "update tokens/s",
-             "MFU", "peak, GiB"]
+            ["model", "n", "tree tokens", "rollout, s", "update, s", "of it optimiser, s", "step, s", "rollout share",
+             "update tokens/s", "MFU", "without optimiser", "peak, GiB"]
         ),
     ]  # fmt: skip
     for r in result["records"]:
         if error := r.get("error"):
-            lines.append(_row(r["model"], r["num_rollouts"], error, *"-------"))
+            lines.append(_row(r["model"], r["num_rollouts"], error, *"-" * 9))
             continue
         lines.append(_row(
             r["model"], r["num_rollouts"], f"{r['update_tokens']:,}", _spread(r, "rollout_s"), _spread(r, "update_s"),
-            _spread(r, "step_s"), f"{r['rollout_s'] / r['step_s']:.0%}", f"{r['update_tokens_per_s']:,.0f}",
-            "-" if r["mfu"] is None else f"{r['mfu']:.0%}", f"{r['peak_bytes'] / 2**30:.1f}",
+            f"{r['optimizer_s']:.2f}", _spread(r, "step_s"), f"{r['rollout_s'] / r['step_s']:.0%}",
+            f"{r['update_tokens_per_s']:,.0f}",
+            *("-" if r[mfu] is None else f"{r[mfu]:.0%}" for mfu in ("mfu", "mfu_without_optimizer")),
+            f"{r['peak_bytes'] / 2**30:.1f}",
         ))  # fmt: skip
     return "\n".join([*lines, "", *estimate()])
 

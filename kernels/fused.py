@@ -1,9 +1,10 @@
-"""What a decoder does between its matrix products, for inference: each in one kernel that reads and writes once.
+"""What a decoder does between its matrix products: for inference each in one kernel that reads and writes once.
 
 A decode step is many small operations, which a GPU spends its time starting. Values are rounded where the definitions
 round them, which is where plain torch writes them to memory; only sums (of mean squares) may be taken in another order.
-What a row gives depends on its width alone, not on how many rows there are. There are no gradients: where one is
-needed, on a CPU, and for float64 or mixed dtypes, the definition runs. Nothing waits for the device.
+What a row gives depends on its width alone, not on how many rows there are. Where a gradient is needed on a GPU,
+torch.compile makes kernels of the definition and of its derivative, which round in the same places; on a CPU, and for
+float64 or mixed dtypes, the definition runs. Nothing waits for the device.
 
     B sequences   T positions   R = B · T rows   D model width   F feed-forward width   H query heads
     K key/value heads   C head width   W = C / 2 planes of rotation   N pages   P tokens of a page
@@ -13,7 +14,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import cache, partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -43,7 +45,7 @@ def rms_norm(x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
     """
     if _has_kernel(x, weight_D) and 0 < x.shape[-1] <= MAX_WIDTH:
         return _rms_norm_triton(x, None, weight_D, eps)[1]
-    return rms_norm_ref(x, weight_D, eps)
+    return _plain(rms_norm_ref, x, weight_D)(x, weight_D, eps)
 
 
 def rms_norm_ref(x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
@@ -65,7 +67,7 @@ def add_rms_norm(x: Tensor, delta: Tensor, weight_D: Tensor, eps: float) -> tupl
     """
     if _has_kernel(x, delta, weight_D) and 0 < x.shape[-1] <= MAX_WIDTH:
         return _rms_norm_triton(x, delta, weight_D, eps)
-    return add_rms_norm_ref(x, delta, weight_D, eps)
+    return _plain(add_rms_norm_ref, x, delta, weight_D)(x, delta, weight_D, eps)
 
 
 def add_rms_norm_ref(x: Tensor, delta: Tensor, weight_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -82,7 +84,7 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     Raises:
         ValueError: on a GPU, shapes that differ.
     """
-    return _swiglu_triton(gate, up) if _has_kernel(gate, up) else swiglu_ref(gate, up)
+    return _swiglu_triton(gate, up) if _has_kernel(gate, up) else _plain(swiglu_ref, gate, up)(gate, up)
 
 
 def rows_alike(width: int) -> int:
@@ -95,7 +97,9 @@ def rows_alike(width: int) -> int:
 
 
 def swiglu_ref(gate: Tensor, up: Tensor) -> Tensor:
-    if gate.shape[-1] % _SILU_LOOP:  # rows that lie apart would each leave some over: see `rows_alike`
+    if (
+        not gate.is_cuda and gate.shape[-1] % _SILU_LOOP
+    ):  # rows that lie apart would each leave some over: see `rows_alike`
         gate = gate.contiguous()
     return F.silu(gate) * up
 
@@ -124,7 +128,7 @@ def norm_rotary(
         return _norm_rotary_triton(*arguments)
     if len(weights) == 2 and q_BTHC.device.type == "cpu" and q_BTHC.dtype == k_BTKC.dtype:
         return _norm_rotary_cpu(*arguments)
-    return norm_rotary_ref(*arguments)
+    return _plain(norm_rotary_ref, q_BTHC, k_BTKC, *weights)(*arguments)
 
 
 def norm_rotary_ref(
@@ -188,6 +192,20 @@ def _has_kernel(*tensors: Tensor) -> bool:
     if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
         return False
     return all(x.is_cuda and x.dtype == first.dtype for x in tensors)
+
+
+def _plain(definition: Callable[..., Any], *tensors: Tensor) -> Callable[..., Any]:
+    """The definition; with a gradient on a GPU, what torch compiles of it."""
+    first = tensors[0]
+    if not (first.is_cuda and torch.is_grad_enabled() and any(x.requires_grad for x in tensors)):
+        return definition
+    return _compiled(definition) if all(x.is_cuda and x.dtype == first.dtype for x in tensors) else definition
+
+
+@cache
+def _compiled(definition: Callable[..., Any]) -> Callable[..., Any]:
+    """Compiled once for a width; the number of tokens is dynamic from the second one on."""
+    return torch.compile(definition, fullgraph=True, options={"emulate_precision_casts": True})
 
 
 def _check(**tensors: tuple[Tensor | None, tuple[int, ...]]) -> None:

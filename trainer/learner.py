@@ -83,9 +83,11 @@ class Learner:
         self.skipped = SkippedSteps(optim.max_skipped_steps, world)
         self.decoder = sharded_decoder(path, model, world, head)
         make = OffloadedAdamW if optim.cpu_offload else torch.optim.AdamW
+        # On a GPU by one pass: torch's other forms hold temporary tensors as large as the weights.
         self.optimizer = make(
-            self.decoder.parameters(), lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay
-        )
+            self.decoder.parameters(), lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay,
+            fused=world.device.type == "cuda",
+        )  # fmt: skip
 
     def update(
         self,

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from trainer.distributed import local
 
@@ -32,17 +33,19 @@ class OffloadedAdamW(torch.optim.AdamW):
                         self._step_one(parameter)
         finally:
             self.param_groups = groups
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize()  # the moments have arrived, whoever reads them next
 
     def _step_one(self, parameter: Tensor) -> None:
         state = self.state[parameter]
         on_host = {name: state[name] for name in _MOMENTS if name in state}  # nothing before the first step
-        state.update({name: tensor.to(parameter.device) for name, tensor in on_host.items()})
+        state.update({name: x.to(parameter.device, non_blocking=True) for name, x in on_host.items()})
         super().step()
         for name in _MOMENTS:
             if name not in on_host:
-                on_host[name] = state[name].to("cpu")
+                on_host[name] = _on_host(state[name])
             else:
-                local(on_host[name]).copy_(local(state[name]))
+                local(on_host[name]).copy_(local(state[name]), non_blocking=True)
         state.update(on_host)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -50,6 +53,20 @@ class OffloadedAdamW(torch.optim.AdamW):
         ours, theirs = self.param_groups, state_dict["param_groups"]
         parameters, names = (chain.from_iterable(group["params"] for group in groups) for groups in (ours, theirs))
         for parameter, name in zip(parameters, names, strict=True):
-            self.state[parameter] = dict(state_dict["state"][name])
+            self.state[parameter] = state = dict(state_dict["state"][name])
+            state.update({name: _on_host(state[name]) for name in _MOMENTS if name in state})
+            if parameter.is_cuda:
+                state["step"] = state["step"].to(parameter.device)  # where the fused form wants it
         for group, loaded in zip(ours, theirs, strict=True):
             group.update({key: value for key, value in loaded.items() if key != "params"})
+
+
+def _on_host(moment: Tensor) -> Tensor:
+    """A copy whose local part, next to a GPU, is in memory that it reaches by itself: several times as fast."""
+    copy = moment.to("cpu", copy=True)
+    if torch.cuda.is_available():
+        pinned = local(copy).pin_memory()
+        if not isinstance(copy, DTensor):
+            return pinned
+        copy._local_tensor = pinned
+    return copy

@@ -192,13 +192,15 @@ def test_a_gpu_table_holds_results_and_errors():
     turns = {"rollout_s": [1.0], "update_s": [3.0], "step_s": [4.0]}
     right = {
         "model": "4b", "num_rollouts": 8, "update_tokens": 6000, "rollout_s": 1.0, "update_s": 3.0, "step_s": 4.0,
-        "turns": turns, "update_tokens_per_s": 2000.0, "mfu": 0.45, "peak_bytes": 2 << 30,
+        "turns": turns, "update_tokens_per_s": 2000.0, "mfu": 0.45, "mfu_without_optimizer": 0.5, "optimizer_s": 0.3,
+        "peak_bytes": 2 << 30,
     }  # fmt: skip
     machine = {"device": "1 x GPU", "commit": "abc", "torch": "2"}
     wrong = {"model": "8b", "num_rollouts": 8, "error": "OutOfMemoryError: no"}
     text = gpu_table({"machine": machine, "options": {"pairs": 4}, "records": [right, wrong]})
     assert (
-        "| 4b | 8 | 6,000 | 1.00 (1.00-1.00) | 3.00 (3.00-3.00) | 4.00 (4.00-4.00) | 25% | 2,000 | 45% | 2.0 |" in text
+        "| 4b | 8 | 6,000 | 1.00 (1.00-1.00) | 3.00 (3.00-3.00) | 0.30 | 4.00 (4.00-4.00) | 25% | 2,000 | 45% | 50% "
+        "| 2.0 |" in text
     )
     assert "| 8b | 8 | OutOfMemoryError: no |" in text
 
