@@ -1,9 +1,9 @@
 """A GRPO step on one GPU at the shapes of Qwen3: update tokens/s, share of the GPU's products, memory, rollout share.
 
 Random weights, drawn on the GPU and written to a directory, from which learner and engine are made as in training:
-bfloat16 with float32 master weights; for 8B with activation checkpointing, and moments in the host's memory. Products
-are counted on tree tokens, without what checkpointing and the head compute again, and shared over the seconds of the
-update, also without its optimiser:
+bfloat16 with float32 master weights, without activation checkpointing, for 8B with moments in the host's memory.
+Products are counted on tree tokens, without what the head computes again, and divided by the seconds of the update, and
+of the update without its optimiser:
 
     6 x parameters of blocks x tokens + 6 x V x D x loss tokens + 12 x H x C x layers x (query, key) that see each other
 """
@@ -36,9 +36,9 @@ from trainer.machine import machine
 from trainer.plan_job import GIB, GPUS
 
 MODELS = {"1.7b": QWEN3["Qwen3-1.7B"], "4b": QWEN3["Qwen3-4B"], "8b": QWEN3["Qwen3-8B"]}
-# What a GPU of 141 GB has room for.
-_OFFLOADED = _CHECKPOINTED = ("8b",)
-_TOKENS_PER_MICRO_BATCH = 8192
+# What a GPU of 141 GB has room for; the longest context with its judgment has 5,247 tokens.
+_TOKENS_PER_MICRO_BATCH = {"1.7b": 16_384, "4b": 8192, "8b": 5376}
+_OFFLOADED = ("8b",)
 _WARM_UP = 4  # times shorter
 
 
@@ -85,8 +85,8 @@ def _measured(name: str, folder: str, options: Options) -> Iterator[dict[str, An
     most = max(options.rollouts)
     warm_up = pair_work(options.pairs, most, _WARM_UP * options.shorten, config.vocab_size)
     setup = Setup(
-        folder=folder, model=ModelConfig(dtype="bfloat16", activation_checkpointing=name in _CHECKPOINTED),
-        tokens_per_micro_batch=_TOKENS_PER_MICRO_BATCH, cpu_offload=name in _OFFLOADED,
+        folder=folder, model=ModelConfig(dtype="bfloat16"), cpu_offload=name in _OFFLOADED,
+        tokens_per_micro_batch=_TOKENS_PER_MICRO_BATCH[name],
         kv_gib=kv_gib(options.work(most, 0, config.vocab_size), config),
     )  # fmt: skip
     ours: Remote | None = None

@@ -323,7 +323,7 @@ def test_on_a_gpu(name, T, dtype):
             assert torch.equal(x, y)
         elif name == "norm_rotary":
             unit = rms_norm_ref(arguments[i], arguments[2 + i], EPS).abs()
-            assert_close(x, y, torch.maximum(unit, torch.cat(unit.chunk(2, -1)[::-1], -1)), units=4)
+            assert_close(x, y, torch.maximum(unit, torch.cat(unit.chunk(2, -1)[::-1], -1)), units=8)
         else:
             assert_close(x, y, units=32 if dtype == torch.float32 else 2)
 
@@ -344,8 +344,9 @@ def test_on_a_gpu_gradients_are_those_of_the_definition(name):
             ups = [normal(9 + i, *x.shape, device="cuda").to(dtype) for i, x in enumerate(outputs)]
             leaves = [x for x in inputs if isinstance(x, Tensor) and x.requires_grad]
             found.append([*outputs, *torch.autograd.grad(outputs, leaves, ups)])
+        found = [[x.detach().float() for x in tensors] for tensors in found]
         for ours, plain, exact in zip(*found, strict=True):  # no further from the truth than plain torch
-            error, most = (float((x.float() - exact).norm()) for x in (ours, plain))
+            error, most = (float((x - exact).norm()) for x in (ours, plain))
             assert error <= 1.1 * most + 1e-6 * float(exact.norm())
 
 

@@ -215,7 +215,7 @@ def test_replayed_graphs_on_a_gpu(dtype):
     config = {"num_pages": 400, "max_rows": 40, "batch_invariant": False}
     engines = [paged(model, cuda_graphs=graphs, **config) for graphs in (True, False)]
     replayed, plain = (engine.generate(*mixed_work()) for engine in engines)
-    assert len(engines[0]._runner._graphs._recorded) >= 2
+    assert sum(map(len, engines[0]._runner._graphs._recorded.values())) >= 2
     num_equal = num_tokens = 0
     for completions, others in zip(replayed, plain, strict=True):
         for a, b in zip(completions, others, strict=True):
