@@ -47,7 +47,7 @@ TRL_SETTINGS = (("generate", 8), ("generate", 16), ("continuous batching", 8))
 class Options:
     rollouts: tuple[int, ...] = (1, 2, 4, 8, 16)
     steps: int = 3  # timed turns
-    pairs: int = 4
+    pairs: int = 8  # of one process: the paper's 128 pairs on 16 GPUs
     shorten: float = 12.0
     parts: tuple[str, ...] = PARTS  # beside ours on trees
 

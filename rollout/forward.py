@@ -77,7 +77,8 @@ class Runner:
             self._cache.copy(step.copies)
         tokens_4T = self._tokens(step)
         if self._graphs is not None and self._graphs.takes(step):
-            return self._graphs.launch(step, tokens_4T[:3], None if before is None else before.token_B)
+            token_B = None if before is None else before.token_B
+            return self._graphs.launch(step, tokens_4T[:3, : step.num_tokens], token_B)  # it fills up by itself
         assert before is None, "a step that is not replayed needs its tokens on the host"
         token_T, position_T, page_T, slot_T = self._upload(tokens_4T)
         last_B, samples = self._drawing(step)

@@ -157,6 +157,19 @@ def test_steps_of_equal_sizes_share_a_graph(recorded):
     assert sizes == [(8, 1.0), (16, 1.0), (8, 0.5)]
 
 
+def test_any_number_of_rows_is_replayed(recorded):
+    """Other steps of more than 64 tokens are filled up to multiples of 16."""
+    sizes, _ = recorded
+    params = [SamplingParams(max_tokens=3 + i % 5, seed=i) for i in range(90)]
+    found, plain = (
+        paged(DOUBLE, max_rows=90, num_pages=200, batch_invariant=False, cuda_graphs=graphs).generate(
+            [context(20)] * 90, params
+        )
+        for graphs in (True, False)
+    )
+    assert {B for B, _ in sizes} >= {96, 64} and [c.token_ids for [c] in found] == [c.token_ids for [c] in plain]
+
+
 def test_graphs_are_forgotten_with_the_memory(recorded):
     sizes, _ = recorded
     engine = paged(DOUBLE, batch_invariant=False)
