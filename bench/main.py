@@ -32,7 +32,7 @@ def main(arguments: list[str]) -> int:
     step = commands.add_parser("step", help="time and memory of a GRPO step against n: on trees, flat, and TRL's")
     step.add_argument("--rollouts", help="n, comma-separated (default: 1,2,4,8,16; on a GPU 4,8,16)")
     step.add_argument("--steps", type=int, default=3, help="timed turns of each, after one that warms up (default: 3)")
-    step.add_argument("--pairs", type=int, default=8, help="pairs per step (default: 4)")
+    step.add_argument("--pairs", type=int, default=8, help="pairs per step (default: 8, the share of a GPU in table 8)")
     step.add_argument("--shorten", type=float, help="divides all lengths (default: 12; on a GPU 1)")
     step.add_argument("--only", help="beside ours on trees, some of flat, trl, scaling, invariance; comma-separated")
     step.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cuda: ours at the shapes of Qwen3")

@@ -103,11 +103,6 @@ def logits_of_a_chunk(job: Job) -> float:
     return (FP32 + compute_bytes(job)) * (num_logits + job.head)
 
 
-def work_of_adamw(job: Job) -> float:
-    """4 B x N / s: AdamW takes the roots of all second moments at once; with optim.cpu_offload of one matrix"""
-    return moments_of_adamw(job) / 2
-
-
 def keys_and_values(job: Job) -> float:
     """rollout.kv_gib; if 0, nine tenths of what is free before there are moments; at most max_rows whole texts"""
     if not job.has_replica:
@@ -146,7 +141,7 @@ PHASES: dict[str, tuple[Quantity, ...]] = {
         work_of_backward,
         logits_of_a_chunk,
     ),
-    "optimiser": (gradients, work_of_adamw),
+    "optimiser": (gradients,),  # one fused pass, without temporary tensors
     "rollout": (keys_and_values, work_of_decoding),
 }
 
