@@ -71,28 +71,28 @@ def gradients_on_their_way(job: Job) -> float:
 
 
 def block_activations_per_token(job: Job) -> float:
-    """B per token of what one block keeps for its backward pass: 16 D + 8 F + 10.25 C (H + K), in bfloat16
+    """B per token of what one block keeps for its backward pass, its input aside: 6 D + 6 F + 6 C (H + K), in bfloat16
 
-    Norms, residual, the feed-forward's four, and queries, keys and values before and after their norms.
+    Each three times: two norms and the sum between them; gate, up and their product; queries before and after they are
+    turned and what attention makes of them, keys before and after, and values. (What lies between products is compiled
+    on a GPU: `kernels.fused`.)
     """
     shape = job.shape
     heads = shape.head_dim * (shape.num_attention_heads + shape.num_key_value_heads)
-    in_bf16 = 16 * shape.hidden_size + 8 * shape.intermediate_size + 10.25 * heads
-    return in_bf16 * compute_bytes(job) / BF16
+    return 3 * (shape.hidden_size + shape.intermediate_size + heads) * compute_bytes(job)
 
 
 def activations(job: Job) -> float:
-    """T x what a block keeps, of all blocks; with activation checkpointing of one, and 2 B x T x D of each"""
+    """T x what a block keeps, of all blocks or, with activation checkpointing, of one; and 2 B x T x D of each"""
     T, layers = job.config.tokens_per_micro_batch, job.shape.num_hidden_layers
-    of_block = T * block_activations_per_token(job)
-    if not job.recipe.model.activation_checkpointing:
-        return layers * of_block
-    return of_block + layers * T * job.shape.hidden_size * compute_bytes(job)
+    inputs = layers * T * job.shape.hidden_size * compute_bytes(job)
+    return inputs + (1 if job.recipe.model.activation_checkpointing else layers) * T * block_activations_per_token(job)
 
 
 def work_of_backward(job: Job) -> float:
-    """T x (14 F + 8 D) B: gradients of the feed-forward and what it computes in float32"""
-    return job.config.tokens_per_micro_batch * (14 * job.shape.intermediate_size + 8 * job.shape.hidden_size)
+    """T x (3 F + 4 D) x 2 B: gradients of the feed-forward and around it"""
+    elements = 3 * job.shape.intermediate_size + 4 * job.shape.hidden_size
+    return job.config.tokens_per_micro_batch * elements * compute_bytes(job)
 
 
 def logits_of_a_chunk(job: Job) -> float:
