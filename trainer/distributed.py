@@ -13,11 +13,14 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import distributed_c10d
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.distributed_c10d import default_pg_timeout
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.rendezvous import rendezvous
 from torch.distributed.tensor import DTensor
 
 from rollout.decoder import Decoder
 from rollout.mistakes import tell
+from trainer.incarnation import store_of_this_start
 from trainer.mistakes import leave_it_to_rank_0
 from trainer.stop import Stop
 
@@ -38,7 +41,7 @@ class World:
 
     @property
     def store(self) -> dist.Store:
-        """The key-value store by which the processes found each other; it lasts as long as the job."""
+        """The key-value store by which the processes found each other; it lasts until they end, or start again."""
         return distributed_c10d._get_default_store()
 
     def sums(self, values: dict[str, float]) -> dict[str, float]:
@@ -151,7 +154,10 @@ def world(num_processes: int = 0, shard_size: int = 0) -> Iterator[World]:
         torch.cuda.set_device(device)
     backend = "cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo"
     if "MASTER_ADDR" in os.environ:
-        dist.init_process_group(backend)
+        found, _, _ = next(rendezvous("env://", timeout=default_pg_timeout))
+        found.set_timeout(default_pg_timeout)
+        store = store_of_this_start(found, rank, size)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size)
     else:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     try:

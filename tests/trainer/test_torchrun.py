@@ -57,9 +57,7 @@ def test_two_launchers_go_on_by_themselves_when_a_rank_is_killed(tiny_files, tin
     ]  # fmt: skip
     launchers = [
         subprocess.Popen(
-            [*command, "trainer/main.py", *arguments(job)], cwd=ROOT,
-            # Else a node that restarts without counting it finds the addresses of the processes before, and waits.
-            env=os.environ | {"PYTHONPATH": str(ROOT), "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"},
+            [*command, "trainer/main.py", *arguments(job)], cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)},
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )
         for _ in range(2)
