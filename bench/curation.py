@@ -3,6 +3,10 @@
 RMB's pairs and GSM8K's right and wrong solutions, with scores that are drawn from a seed (there are none recorded of
 them; they exercise the arithmetic and say nothing of a judge); and, with --judge, a local model that scores GSM8K's
 solutions.
+
+Prometheus's mt_bench_eval has recorded scores, three by GPT-4 of each of four models' answers, and makes no pairs: each
+model was asked in a conversation that holds its own first answer, so that of 80 items (`idx`) two models share a prompt
+in 2, and nobody but the judge says which answer is better. Its hhh_alignment_eval has pairs and no scores.
 """
 
 from __future__ import annotations
@@ -21,6 +25,7 @@ from random import Random
 from bench.result_files import write_result
 from eval.benchmarks import BENCHMARKS
 from eval.tables import markdown
+from patarm_core.curation.sources import GSM8K_MODELS
 from rollout.contexts import read_text
 from rollout.text_files import read_records, write_text
 from trainer.machine import machine
@@ -103,10 +108,9 @@ def _drawn_settings(data: Path, folder: Path, first: int | None) -> list[str]:
     write_text(folder / "rmb.jsonl", "\n".join(rmb) + "\n")
     write_text(folder / "gsm8k.jsonl", "\n".join(gsm8k) + "\n")
     names = [("rmb", json.loads(line)["id"]) for line in rmb]
-    models = ("6b_finetuning", "6b_verification", "175b_finetuning", "175b_verification")
     for number, line in enumerate(gsm8k, start=1):
-        is_right = {model: json.loads(line)[model]["is_correct"] for model in models}
-        names += [("gsm8k", f"{number}-{good}-{bad}") for good in models for bad in models
+        is_right = {model: json.loads(line)[model]["is_correct"] for model in GSM8K_MODELS}
+        names += [("gsm8k", f"{number}-{good}-{bad}") for good in GSM8K_MODELS for bad in GSM8K_MODELS
                   if is_right[good] and not is_right[bad]]  # fmt: skip
     rng, rows = Random(0), []
     for source, id in names:

@@ -168,7 +168,7 @@ class Fields:
 
 
 def kind(value: object) -> str:
-    """What sort of JSON value it is, in words."""
+    """What sort of value it is, in words: of JSON, or what parquet has besides, such as bytes and dates."""
     names = {
         bool: "true or false",
         int: "a number",
@@ -177,7 +177,7 @@ def kind(value: object) -> str:
         list: "a list",
         dict: "an object",
     }
-    return "null" if value is None else names[type(value)]
+    return "null" if value is None else names.get(type(value)) or f"of the type {type(value).__name__}"
 
 
 def show(value: object) -> str:
@@ -186,5 +186,5 @@ def show(value: object) -> str:
         return str(value)
     if isinstance(value, int) and abs(value) > 1 << 80:  # thousands of digits take their time
         return "too large a number"
-    text = json.dumps(value) if not isinstance(value, list | dict) else ""
+    text = json.dumps(value) if value is None or isinstance(value, bool | int | float | str) else ""
     return text if 0 < len(text) <= 60 else kind(value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from pathlib import Path
 
 from eval.data.files import find_files
@@ -16,7 +17,7 @@ from trainer.curation.config import CurateRecipe
 from trainer.curation.input_rows import SUFFIXES
 from trainer.curation.outputs import write_outputs
 from trainer.curation.stage_files import StageFiles
-from trainer.curation.stages import all_stages
+from trainer.curation.stages import all_stages, check_names
 from trainer.run_folder import folders, obstacle
 
 _INPUTS = "inputs.json"
@@ -32,13 +33,16 @@ def curate(recipe: CurateRecipe) -> Path:
         ValueError: one line; what the recipe names cannot be read or opened, or there is no such run to go on with.
     """
     book = load_rubrics(recipe.rubrics_file)
+    check_names(recipe, book)
     inputs = {key: _digest(key, path) for key, path in recipe.files().items()}
     folder = _open_folder(recipe, inputs)
-    files, rows = StageFiles(folder), []
+    files, rows, num_read = StageFiles(folder), [], None
     for number, (name, stage) in enumerate(all_stages(recipe, book, folder).items(), start=1):
         rows = files.run(number, name, lambda stage=stage, rows=rows: stage(rows))
+        if num_read is None:
+            num_read = Counter(row["source"] for row in (*rows, *files.dropped))
     if not (folder / "report.json").is_file():
-        write_outputs(recipe, book, folder, rows, files.dropped)
+        write_outputs(recipe, book, folder, num_read, rows, files.dropped)
     print(read_text(folder / "report.md"), end="")
     return folder
 

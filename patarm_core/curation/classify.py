@@ -37,4 +37,4 @@ def read_task(text: str, tasks: Sequence[str]) -> str | None:
     if len(found) != 1 or not text.rstrip().endswith("</answer>"):
         return None
     name = found[0].strip().lower()
-    return name if name in tasks else None
+    return next((task for task in tasks if task.lower() == name), None)

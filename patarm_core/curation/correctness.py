@@ -24,7 +24,7 @@ Definition = Literal["index", "mean", "all"]
 Ties = Literal["wrong", "half", "left_out"]
 Unparsed = Literal["wrong", "left_out"]
 Unit = Literal["pair", "both_sides", "either_side"]
-Verdict = Literal["keep", "easy", "hard", "unjudged"]
+Verdict = Literal["keep", "easy", "hard", "undecided", "unjudged"]
 Sign = int | None  # 1 the chosen response is ahead, -1 behind, 0 a tie; None: a score is missing
 
 
@@ -47,17 +47,20 @@ class Correctness:
         Raises:
             ValueError: unequal numbers of scores, where the i-th are compared.
         """
-        if not any(s is not None for s in chosen) or not any(s is not None for s in rejected):
+        if not _has_score(chosen) or not _has_score(rejected):
             return None, None, None
         of_chosen, of_rejected = signs(chosen, rejected, self.definition)
         return self._share(of_chosen + of_rejected), self._share(of_chosen), self._share(of_rejected)
 
     def verdict(self, chosen: Sequence[Score], rejected: Sequence[Score]) -> Verdict:
-        """keep (for RL), hard (below the bounds), easy (above them), or unjudged."""
+        """keep (for RL), hard (below the bounds) or easy (above them).
+
+        unjudged where a side has no score at all; undecided where both have and every comparison is left out.
+        """
         of_pair, *sides = self.shares(chosen, rejected)
         counted = [of_pair] if self.unit == "pair" else sides
         if None in counted:
-            return "unjudged"
+            return "undecided" if _has_score(chosen) and _has_score(rejected) else "unjudged"
         within = [self.low <= share <= self.high for share in counted]
         if any(within) if self.unit == "either_side" else all(within):
             return "keep"
@@ -85,6 +88,10 @@ def signs(chosen: Sequence[Score], rejected: Sequence[Score], definition: Defini
         raise ValueError(f"{len(chosen)} scores of the chosen response and {len(rejected)} of the rejected one")
     found = [_sign(c, r) for c, r in zip(chosen, rejected)]
     return found, found
+
+
+def _has_score(scores: Sequence[Score]) -> bool:
+    return any(score is not None for score in scores)
 
 
 def _sign(chosen: Score, rejected: Score) -> Sign:

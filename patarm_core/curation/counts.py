@@ -21,12 +21,15 @@ PAPER: Mapping[str, tuple[int, int, int, int]] = {
 
 
 def count(
-    initial: Iterable[str], dropped: Iterable[tuple[str, str]], ended: Iterable[tuple[str, str]], in_both: Iterable[str]
+    initial: Mapping[str, int],
+    dropped: Iterable[tuple[str, str]],
+    ended: Iterable[tuple[str, str]],
+    in_both: Iterable[str],
 ) -> dict[str, dict[str, object]]:
     """Counts by source, in the order in which sources first appear.
 
     Args:
-        initial: the source of each pair, or row that is none, that was read.
+        initial: by source, how many pairs, and rows that are none, were read.
         dropped: (source, reason) of each that is not used.
         ended: (source, one of ENDS) of each that is.
         in_both: the source of each pair in the pairwise set.
@@ -34,10 +37,10 @@ def count(
     Raises:
         ValueError: a source whose numbers do not add up; something would have been dropped silently.
     """
-    begun, both = Counter(initial), Counter(in_both)
+    both = Counter(in_both)
     found: dict[str, dict[str, object]] = {
         source: {"initial": num, "dropped": Counter(), **dict.fromkeys(ENDS, 0), "sft_pair": both[source]}
-        for source, num in begun.items()
+        for source, num in initial.items()
     }
     for source, reason in dropped:
         found[source]["dropped"][reason] += 1

@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from patarm_core.fields import FieldError, Fields
 from patarm_core.pairs import Pair
-from patarm_core.prompts import Message, flatten
+from patarm_core.prompts import Message
 
 GSM8K_MODELS = ("6b_finetuning", "6b_verification", "175b_finetuning", "175b_verification")
 _TURN = "<extra_id_1>"  # with which HelpSteer2 marks the turns of a prompt that has several
@@ -38,33 +38,37 @@ Reader = Callable[[Sequence[Fields], str, str], list[Pair]]
 
 
 def read_source_rows(schema: str, rows: Sequence[dict], source: str, id: str) -> list[Pair]:
-    """The pairs of one row, or of `rows_per_pair(schema)` rows.
+    """The pairs of one row, or of `rows_per_pair(schema)` rows; whether their sides differ is `check_sides`' matter.
 
     Args:
         source: what the pairs' source is called if the row does not name it.
         id: likewise of the row.
 
     Raises:
-        Refusal: `schema` (another schema, or a field of another kind), `empty`, `not_unicode`, `identical` (sides that
-            express no preference) or `no_preference` (a tie; all solutions right, or all wrong).
+        Refusal: `schema` (another schema, or a field of another kind), `empty` (the prompt), `not_unicode`,
+            `no_preference` (a tie; all solutions right, or all wrong), or `no_partner` (the first of two rows, of which
+            the second is about another prompt).
     """
     try:
         pairs = SCHEMAS[schema]([Fields(row) for row in rows], source, id)
     except FieldError as error:
         reason = next((r for start, r in _FIELD_REASONS.items() if error.problem.startswith(start)), "schema")
         raise Refusal(reason, str(error)) from None
-    for pair in pairs:
-        for field in ("chosen", "rejected"):
-            if not getattr(pair, field).strip():
-                raise Refusal("empty", f"{field}: is empty; expected some text")
-        if not flatten(pair.prompt).strip():
-            raise Refusal("empty", "prompt: is empty; expected some text")
-    if len(pairs) == 1 and pairs[0].chosen == pairs[0].rejected:
-        raise Refusal("identical", "rejected: equal to chosen, so no preference is expressed")
-    pairs = [pair for pair in pairs if pair.chosen != pair.rejected]
     if not pairs:
         raise Refusal("no_preference", "nothing in the row is better than anything else in it")
     return pairs
+
+
+def check_sides(pair: Pair) -> None:
+    """
+    Raises:
+        Refusal: `empty`, or `identical`: sides that express no preference.
+    """
+    for field in ("chosen", "rejected"):
+        if not getattr(pair, field).strip():
+            raise Refusal("empty", f"{field}: is empty; expected some text")
+    if pair.chosen == pair.rejected:
+        raise Refusal("identical", "rejected: equal to chosen, so no preference is expressed")
 
 
 def rows_per_pair(schema: str) -> int:
@@ -73,8 +77,8 @@ def rows_per_pair(schema: str) -> int:
 
 def _plain(rows: Sequence[Fields], source: str, id: str) -> list[Pair]:
     (row,) = rows
-    named = row.text("task", ""), row.text("source", source) or source, _id(row, "id", id)
-    return [Pair(_prompt(row.prompt("prompt")), row.text("chosen"), row.text("rejected"), *named)]
+    named = row.text("task", ""), _named(row, "source", source), _named(row, "id", id)
+    return [Pair(_prompt(row, "prompt"), row.text("chosen"), row.text("rejected"), *named)]
 
 
 def _skywork(rows: Sequence[Fields], source: str, id: str) -> list[Pair]:
@@ -85,13 +89,14 @@ def _skywork(rows: Sequence[Fields], source: str, id: str) -> list[Pair]:
             raise row.error(field, "does not end in an answer; expected a prompt and a message of the assistant")
     if chosen[:-1] != rejected[:-1]:
         raise row.error("rejected", "answers another prompt than chosen; expected the same messages before the last")
-    named = row.text("source", source) or source
-    return [Pair(_prompt(chosen[:-1]), chosen[-1].content, rejected[-1].content, "", named, id)]
+    named = _named(row, "source", source)
+    return [Pair(_one_form(chosen[:-1]), chosen[-1].content, rejected[-1].content, "", named, id)]
 
 
 def _code(rows: Sequence[Fields], source: str, id: str) -> list[Pair]:
     (row,) = rows
-    return [Pair(row.prompt("input"), row.text("accepted"), row.text("rejected"), "code", source, _id(row, "ID", id))]
+    named = "code", source, _named(row, "ID", id)
+    return [Pair(_prompt(row, "input"), row.text("accepted"), row.text("rejected"), *named)]
 
 
 def _step_dpo(rows: Sequence[Fields], source: str, id: str, which: str = "full_") -> list[Pair]:
@@ -101,7 +106,7 @@ def _step_dpo(rows: Sequence[Fields], source: str, id: str, which: str = "full_"
     chosen, rejected = (
         side if not begun or side.startswith(begun) or not side.strip() else begun + side for side in sides
     )
-    return [Pair(row.prompt("prompt"), chosen, rejected, "math", source, id)]
+    return [Pair(_prompt(row, "prompt"), chosen, rejected, "math", source, id)]
 
 
 def _step_dpo_step(rows: Sequence[Fields], source: str, id: str) -> list[Pair]:
@@ -117,12 +122,14 @@ def _helpsteer2(rows: Sequence[Fields], source: str, id: str) -> list[Pair]:
 def _helpsteer2_scores(rows: Sequence[Fields], source: str, id: str) -> list[Pair]:
     first, second = rows
     if first.text("prompt") != second.text("prompt"):
-        raise second.error("prompt", "is not that of the row before; expected two rows of each prompt")
+        raise Refusal("no_partner", "prompt: is not that of the next row; expected two rows of each prompt")
     gain = first.number("helpfulness", 0, 4) - second.number("helpfulness", 0, 4)
     return _better(_turns(first), first.text("response"), second.text("response"), gain, source, id)
 
 
-def _better(prompt, first: str, second: str, gain: float, source: str, id: str) -> list[Pair]:
+def _better(
+    prompt: str | tuple[Message, ...], first: str, second: str, gain: float, source: str, id: str
+) -> list[Pair]:
     """`gain` is above 0 where the first is better."""
     if gain == 0:
         return []
@@ -133,46 +140,52 @@ def _rmb(rows: Sequence[Fields], source: str, id: str) -> list[Pair]:
     (row,) = rows
     category = row.text("category", "")
     task = "safety" if "Harmlessness" in category else "code" if "/Code/" in category else "chat"
-    return [
-        Pair(_prompt(row.prompt("prompt")), row.text("chosen"), row.text("rejected"), task, source, _id(row, "id", id))
-    ]
+    named = task, source, _named(row, "id", id)
+    return [Pair(_prompt(row, "prompt"), row.text("chosen"), row.text("rejected"), *named)]
 
 
 def _gsm8k(rows: Sequence[Fields], source: str, id: str) -> list[Pair]:
     (row,) = rows
-    question, solved = row.prompt("question"), {True: {}, False: {}}
+    question, solved = _prompt(row, "question"), {True: [], False: []}
     for model in GSM8K_MODELS:
         answer = row.value(model, 'an object of "is_correct" and "solution"')
         if not isinstance(answer, dict) or not isinstance(answer.get("is_correct"), bool):
             raise row.error(model, 'expected an object of "is_correct" and "solution"')
-        solved[answer["is_correct"]].setdefault(Fields(answer, f"{model}.").text("solution"), model)
+        solved[answer["is_correct"]].append((model, Fields(answer, f"{model}.").text("solution")))
     return [
         Pair(question, right, wrong, "math", source, f"{id}-{good}-{bad}")
-        for right, good in solved[True].items()
-        for wrong, bad in solved[False].items()
+        for good, right in solved[True]
+        for bad, wrong in solved[False]
     ]
 
 
 def _turns(row: Fields) -> str | tuple[Message, ...]:
-    first, *more = row.prompt("prompt").split(_TURN)
+    first, *more = row.text("prompt").split(_TURN)
     turns = [("user", first)] + [
         (role.strip().lower(), text) for role, _, text in (turn.partition("\n") for turn in more)
     ]
     if any(role not in ("user", "assistant") for role, _ in turns):
         raise row.error("prompt", f"has a turn of neither User nor Assistant after {_TURN}")
-    return _prompt([Message(role, text.strip("\n")) for role, text in turns if text.strip()] or "")
+    said = tuple(Message(role, text.strip("\n")) for role, text in turns if text.strip())
+    if not said:
+        raise row.error("prompt", "is empty; expected some text")
+    return _one_form(said)
 
 
-def _prompt(prompt: str | Sequence[Message]) -> str | tuple[Message, ...]:
+def _prompt(row: Fields, field: str) -> str | tuple[Message, ...]:
+    return _one_form(row.prompt(field))
+
+
+def _one_form(prompt: str | tuple[Message, ...]) -> str | tuple[Message, ...]:
     """A single user message is a text: the judge reads the same, and one prompt has one form."""
-    if isinstance(prompt, str) or len(prompt) != 1 or prompt[0].role != "user":
-        return prompt if isinstance(prompt, str) else tuple(prompt)
-    return prompt[0].content
+    is_text = isinstance(prompt, str) or len(prompt) != 1 or prompt[0].role != "user"
+    return prompt if is_text else prompt[0].content
 
 
-def _id(row: Fields, field: str, otherwise: str) -> str:
-    value = row.value(field, "a text", otherwise)
-    return str(value) if type(value) is int else row.text(field, otherwise) or otherwise
+def _named(row: Fields, field: str, otherwise: str) -> str:
+    """What the row calls its source or itself, if it does; white space is no name."""
+    label = row.label(field, otherwise)
+    return label if label.strip() else otherwise
 
 
 SCHEMAS: Mapping[str, Reader] = {

@@ -9,6 +9,8 @@ from patarm_core.judgment import parse, read_answer
 from patarm_core.pairs import prompt_key
 from patarm_core.rubrics import default_rubrics
 from rollout.contexts import load_judgments, load_pairs
+from tests import tiny_runs
+from tests.eval.endpoint_server import completion, replies, server
 from tests.strategies import judgment_text
 from tests.tiny_runs import write_jsonl
 from trainer.main import main
@@ -182,6 +184,72 @@ def test_what_is_judged_decides(tmp_path):
     assert [row["judgment"] for row in lines(folder / "data" / "sft_point" / "00000.jsonl")] == [nine, five]
 
 
+def test_ties_that_are_left_out_are_the_recipes_doing(tmp_path):
+    settings = ["rollouts.ties=left_out", "rollouts.unit=both_sides", "rollouts.remaining=easy"]
+    scores = [recorded(0, [5, 5], [5, 5]), recorded(1, [1, 1], [9, 9])]
+    folder = run_recorded(tmp_path, text(pair(0), pair(1)), scores, *settings)
+    found = [(row["reason"], row["detail"]) for row in lines(folder / "filtered.jsonl")]
+    assert found[0] == ("undecided", "every comparison is a tie, or lacks a score, and is left out")
+    assert found[1] == ("hard", "correctness 0 of chosen or 0 of rejected is below 1/8")
+
+
+def test_a_pair_that_a_stage_loses_fails_the_run(tmp_path, monkeypatch, capsys):
+    from trainer.curation import stages
+
+    monkeypatch.setattr(stages, "decontaminate", lambda rows, recipe: iter(rows[1:]))
+    scores = [recorded(number, [9, 1], [5, 5]) for number in range(3)]
+    with pytest.raises(AssertionError):
+        run_recorded(tmp_path, text(*map(pair, range(3))), scores)
+    assert "source s: 3 pairs were read and 2 are accounted for" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "report.json").exists()
+
+
+def test_what_is_made_of_raw_pairs_trains_a_judge(tmp_path, tiny_files):
+    """Files to files: SFT, then GRPO, on what a run wrote."""
+    raw = [tiny_runs.pair(number) for number in range(24)]
+    known = []
+    for row in raw:
+        is_easy = int(row["id"]) % 2
+        chosen, rejected = ([9, 8], [2, 3]) if is_easy else ([9, 2], [5, 5])
+        judged = {side: [tiny_runs.judgment_text(score) for score in scores]
+                  for side, scores in (("chosen", chosen), ("rejected", rejected))}  # fmt: skip
+        known.append({"source": "tiny", "id": row["id"], **judged})
+    rubrics = tiny_files["prompt.rubrics_file"]
+    prompt = 'sft.judge.prompt={rubrics="primary", template="bare"}'
+    folder = run_recorded(
+        tmp_path, text(*raw), known, prompt, f'rubrics_file="{rubrics}"', "classify.tasks=['chat']", "split.dev=0.1",
+        "split.held_out=0.1",
+    )  # fmt: skip
+    data = folder / "data"
+    tiny_runs.train(
+        tiny_runs.settings(tiny_files) | {
+            "data.judgments": data / "sft_point", "data.pairs": data / "rl", "data.dev": data / "dev",
+            "data.held_out": data / "held_out", "stages": ["sft", "grpo"], "sft.steps": 1, "grpo.steps": 1,
+            "out": tmp_path / "trained",
+        }
+    )  # fmt: skip
+    stages = [row["stage"] for row in tiny_runs.records(tmp_path / "trained")]
+    assert set(stages) == {"sft", "grpo"}
+    assert all((tmp_path / "trained" / "models" / stage / "config.json").is_file() for stage in ("sft", "grpo"))
+
+
+def test_an_endpoint_classifies(tmp_path):
+    rows = [pair(number) for number in range(3)]
+    for row in rows:
+        del row["task"]
+
+    def answer(body, number):
+        asked = body["messages"][-1]["content"]
+        return replies(completion("<answer>math</answer>" if "Tea 1?" in asked else "Tea, then."))
+
+    scores = [recorded(number, [9, 1], [5, 5]) for number in range(3)]
+    with server(answer) as (url, _):
+        judge = f'classify.judge={{kind="endpoint", url="{url}", model="m", temperature=0.0}}'
+        folder = run_recorded(tmp_path, text(*rows), scores, "classify.how=judge", judge)
+    assert [row["task"] for row in lines(folder / "data" / "rl" / "00000.jsonl")] == ["chat", "math", "chat"]
+    assert json.loads((folder / "report.json").read_text())["task_from"] == {"fallback": 2, "judge": 1}
+
+
 @pytest.mark.parametrize(("remaining", "reason"), [("all", "margin"), ("easy", "hard")])
 def test_whether_the_hard_remain_is_named(remaining, reason, tmp_path):
     folder = run_recorded(tmp_path, text(pair(0)), [recorded(0, [1, 1], [9, 9])], f"rollouts.remaining={remaining}")
@@ -238,9 +306,12 @@ def test_shards_and_prompts_that_rl_has(tmp_path):
         (['sources={mine="plain"}'], 'sources.mine: is "plain"; expected "SCHEMA:PATH"'),
         (['sources={mine="plain:no.jsonl"}', "rollouts.judge.kind=model"], "rollouts.judge.model: missing"),
         (['sources={mine="plain:no.jsonl"}'], 'rollouts.judge.kind = "embedded": judges pairs of the source'),
+        (['sft.judge={kind="model", model="none", judge="general"}'], 'sft.judge.judge = "general": expected "patarm"'),
+        (["classify.fallback=cooking"], "classify: unknown task 'cooking'"),
+        (['contamination.against={sums="trainer"}'], "contamination.against.sums: unknown benchmark"),
         (["rollouts.low=7/8"], "low=7/8 is above high=6/8"),
         (["rollouts.low=often"], 'low="often" must be a fraction'),
-        (['contamination.against={sums="x"}'], "contamination.against.sums: x: no such file or folder"),
+        (['contamination.against={hep="x"}'], "contamination.against.hep: x: no such file or folder"),
         (["resume=true"], "there is no run to resume"),
         (["rollouts.definitions=mean"], "definition"),
     ],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Literal
@@ -29,7 +29,7 @@ class JudgeConfig:
     url: str = ""  # endpoint: such as http://127.0.0.1:8000/v1
     api_key_env: str = ""
     concurrency: int = 8
-    judge: str = "patarm"  # how it is asked: one of eval/judges/spec.py
+    judge: str = "patarm"  # how it is asked: one of eval/judges/spec.py; this one where judgments are to be imitated
     prompt: PromptConfig = field(default_factory=PromptConfig)  # (i) template "full" (figure 11) or "bare" (released)
     temperature: float = 1.0  # (e) the paper gives none
     max_completion_tokens: int = 4096
@@ -173,7 +173,7 @@ class CurateRecipe:
     seed: int = 0
     # name = "SCHEMA:FILE or FOLDER" (patarm_core/curation/sources.py), or "embedded:NUMBER OF PAIRS"
     sources: dict[str, str] = field(default_factory=dict)
-    rubrics_file: str = ""  # names the tasks that there are; empty: those of the paper
+    rubrics_file: str = ""  # of the tasks that there are, also for judges that name no other; empty: the paper's
     read: ReadConfig = ReadConfig()
     classify: ClassifyConfig = field(default_factory=ClassifyConfig)
     contamination: ContaminationConfig = field(default_factory=ContaminationConfig)
@@ -196,6 +196,9 @@ class CurateRecipe:
         is_embedded = all(source.startswith("embedded:") for source in self.sources.values())
         for key, judge in self.judges().items():
             judge.check_named(key)
+            is_imitated = key in ("sft.judge", "pairwise.judge") and judge.kind in ("model", "endpoint")
+            if is_imitated and judge.judge != "patarm":
+                raise ValueError(f'{key}.judge = "{judge.judge}": expected "patarm", whose format is to be imitated')
             if judge.kind == "embedded" and (key == "classify.judge" or not is_embedded):
                 raise ValueError(f'{key}.kind = "embedded": judges pairs of the source "embedded:NUMBER" alone')
 
@@ -207,13 +210,18 @@ class CurateRecipe:
             raise ValueError(f'sources.{name}: is "{source}"; expected a number of pairs, such as "embedded:100"')
 
     def judges(self) -> dict[str, JudgeConfig]:
-        """Those that will be asked, by key."""
+        """Those that will be asked, by key, with the run's rubrics where they name none."""
         found = {"rollouts.judge": self.rollouts.judge, "sft.judge": self.sft.judge}
         if self.classify.how == "judge":
             found["classify.judge"] = self.classify.judge
         if self.pairwise.samples:
             found["pairwise.judge"] = self.pairwise.judge
-        return found
+        return {
+            key: judge if judge.prompt.rubrics_file else replace(
+                judge, prompt=replace(judge.prompt, rubrics_file=self.rubrics_file)
+            )
+            for key, judge in found.items()
+        }  # fmt: skip
 
     def files(self) -> dict[str, Path]:
         """All that is read, by key."""
@@ -221,6 +229,7 @@ class CurateRecipe:
                  if not source.startswith("embedded:")}  # fmt: skip
         found |= {f"contamination.against.{name}": path for name, path in self.contamination.against.items()}
         found |= {f"{key}.recorded": j.recorded for key, j in self.judges().items() if j.kind == "recorded"}
+        found |= {"rubrics_file": self.rubrics_file} if self.rubrics_file else {}
         return {key: Path(path) for key, path in found.items()}
 
 

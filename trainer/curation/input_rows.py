@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -39,8 +40,8 @@ def _lines(file: Path) -> Iterator[bytes]:
     try:
         with gzip.open(file) if file.suffix == ".gz" else open(file, "rb") as lines:
             yield from lines
-    except (OSError, EOFError) as error:
-        raise ValueError(f"{file}: cannot be read: {error.strerror if hasattr(error, 'strerror') else error}") from None
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"{file}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
 
 
 def _object(line: bytes) -> dict | Refusal:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -11,13 +12,13 @@ from eval.benchmark_run import fingerprint_of
 from eval.judges.form import Form, Sampling
 from eval.judges.judge import Drawn, Judge, Mode, Question
 from eval.judges.reading import Reading, unread
-from eval.judges.spec import add_judge_options, open_endpoint, open_judge, open_local
+from eval.judges.spec import add_judge_options, open_judge, open_local, open_named_endpoint
 from eval.judgments import open_judgments
 from patarm_core.curation.classify import classify_prompt, read_task
 from trainer.curation.config import JudgeConfig
 from trainer.curation.embedded_judge import EmbeddedJudge
 from trainer.curation.recorded import RecordedJudge
-from trainer.curation.stage_files import Row
+from trainer.curation.stage_files import Row, question_id
 
 SIDES = ("chosen", "rejected")
 
@@ -51,7 +52,7 @@ def open_classifier(config: JudgeConfig, tasks: Sequence[str], seed: int) -> Jud
     try:
         options = _options(config, "pointwise", seed)
         if config.kind == "endpoint":
-            return open_endpoint(form, "pointwise", sampling, options)
+            return open_named_endpoint(form, "pointwise", sampling, options)
         return open_local(form, "pointwise", sampling, options, config.model)
     except (argparse.ArgumentError, ValueError) as error:
         raise ValueError(f"classify.judge: {error}") from None
@@ -100,16 +101,27 @@ def task_question(row: Row) -> Question:
     return Question(id=_id(row, "task"), prompt=_prompt(row), responses=("",))
 
 
-def _id(row: Row, what: str) -> str:
-    return f"{row['source']}/{row['id']}#{what}"
+def _id(row: Row, about: str) -> str:
+    return question_id(row["source"], row["id"], about)
 
 
 def _prompt(row: Row) -> object:
     return row["prompt"] if isinstance(row["prompt"], str) else tuple(row["prompt"])
 
 
-def ask_all(folder: Path, stage: str, judge: Judge, questions: Sequence[Question], votes: int) -> list[list[Drawn]]:
-    """The judgments of every question, in order, those from before an interruption among them."""
-    with open_judgments(folder / "judging", fingerprint_of("judge", judge), votes, keep_texts=True, name=stage) as kept:
-        kept.ask(judge, questions, stage)
-        return [kept.of[question.id][:votes] for question in questions]
+def ask_all(
+    folder: Path, stage: str, judge: Judge, questions: Sequence[Question], votes: int, keep_texts: bool = True
+) -> list[list[Drawn]]:
+    """The judgments of every question, in order, those from before an interruption among them.
+
+    What got no reply then, as of an endpoint that was down, is asked again.
+    """
+    settings = fingerprint_of("judge", judge)
+    with open_judgments(folder / "judging", settings, votes, keep_texts, stage) as kept:
+        kept.ask(judge, questions, stage, retry=True)
+        return [[_in_unicode(one) for one in kept.of[question.id][:votes]] for question in questions]
+
+
+def _in_unicode(drawn: Drawn) -> Drawn:
+    """Half of a surrogate pair, which an endpoint may send, has no UTF-8: it becomes a question mark."""
+    return replace(drawn, text=drawn.text and drawn.text.encode(errors="replace").decode())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from eval.tables import markdown
@@ -20,16 +20,22 @@ from trainer.curation.stage_files import QUARANTINED, Row, pair_of
 
 
 def write_outputs(
-    recipe: CurateRecipe, book: RubricBook, folder: Path, rows: Sequence[Row], dropped: Sequence[dict]
-) -> str:
+    recipe: CurateRecipe,
+    book: RubricBook,
+    folder: Path,
+    num_read: Mapping[str, int],
+    rows: Sequence[Row],
+    dropped: Sequence[dict],
+) -> None:
     """Writes data/, released/, quarantine.jsonl, filtered.jsonl and the reports, of which report.json comes last.
 
     Args:
+        num_read: by source, of pairs and of rows that are none, before any stage could lose one.
         rows: of the last stage.
         dropped: by all stages.
 
-    Returns:
-        report.md.
+    Raises:
+        ValueError: what was read is not what is accounted for.
     """
     pairs = {end: [pair_of(row) for row in rows if row["end"] == end] for end in ("rl", "dev", "held_out")}
     sft = [row for row in rows if row["end"] == "sft_point"]
@@ -46,7 +52,7 @@ def write_outputs(
         if not is_bad:
             found = [{key: value for key, value in record.items() if key != "row"} for record in found]
         write_text(folder / f"{name}.jsonl", "".join(map(record_line, found)))
-    return _report(recipe, folder, rows, dropped)
+    _write_report(recipe, folder, num_read, rows, dropped)
 
 
 def _judgments(row: Row) -> list[tuple[str, JudgmentExample]]:
@@ -82,9 +88,11 @@ def _text(lines: Sequence[str]) -> str:
     return "".join(line + "\n" for line in lines)
 
 
-def _report(recipe: CurateRecipe, folder: Path, rows: Sequence[Row], dropped: Sequence[dict]) -> str:
+def _write_report(
+    recipe: CurateRecipe, folder: Path, num_read: Mapping[str, int], rows: Sequence[Row], dropped: Sequence[dict]
+) -> None:
     counts = count(
-        [row["source"] for row in (*rows, *dropped)], [(record["source"], record["reason"]) for record in dropped],
+        num_read, [(record["source"], record["reason"]) for record in dropped],
         [(row["source"], row["end"]) for row in rows],
         [row["source"] for row in rows if row["end"] == "sft_point" and "choice" in row],
     )  # fmt: skip
@@ -113,7 +121,6 @@ def _report(recipe: CurateRecipe, folder: Path, rows: Sequence[Row], dropped: Se
     )  # fmt: skip
     write_text(folder / "report.md", text)
     write_text(folder / "report.json", json.dumps(record, indent=1, ensure_ascii=False) + "\n")
-    return text
 
 
 def _rules(recipe: CurateRecipe) -> list[str]:

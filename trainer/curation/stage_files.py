@@ -19,7 +19,7 @@ Row = dict[str, object]  # a pair's fields, where it came from (`file`, `line`),
 # recipe does not want it (filtered.jsonl).
 QUARANTINED = (
     "not_utf8", "not_json", "not_unicode", "schema", "no_partner", "empty", "identical", "duplicate", "contradiction",
-    "too_long", "contaminated", "unjudged", "malformed_judgment",
+    "contaminated", "unjudged", "malformed_judgment",
 )  # fmt: skip
 
 
@@ -42,6 +42,14 @@ def pair_of(row: Row) -> Pair:
     prompt = row["prompt"]
     prompt = prompt if isinstance(prompt, str) else tuple(Message(**turn) for turn in prompt)
     return Pair(prompt, *(row[name] for name in ("chosen", "rejected", "task", "source", "id")))
+
+
+def question_id(source: str, id: str, about: str) -> str:
+    """Names what a judge is asked of a pair: `about` is a side, "pair" or "task". No two have one name.
+
+    A slash in the source is escaped, so that the first one is where the id begins.
+    """
+    return f"{source.replace('%', '%25').replace('/', '%2F')}/{id}#{about}"
 
 
 def row_of(pair: Pair, file: str, line: int) -> Row:

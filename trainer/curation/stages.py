@@ -15,7 +15,7 @@ from eval.judges.judge import Drawn
 from patarm_core.curation.classify import read_task
 from patarm_core.curation.contamination import BenchmarkIndex, content_hash
 from patarm_core.curation.margin import sample_to_keep
-from patarm_core.curation.sources import Refusal, read_source_rows, rows_per_pair
+from patarm_core.curation.sources import Refusal, check_sides, read_source_rows, rows_per_pair
 from patarm_core.embedded.splits import EmbeddedConfig, make_splits
 from patarm_core.judgment import AnswerKind, RubricSetting, parse
 from patarm_core.pairs import Pair, prompt_key, split_by_prompt
@@ -38,11 +38,17 @@ Found = Iterator[Row | Dropped]
 
 
 def read(recipe: CurateRecipe, book: RubricBook) -> Found:
-    """Pairs of all sources, each with a (source, id) of its own, whatever the files call them."""
-    seen, taken = _Seen(recipe.read.duplicates), Counter()
+    """Pairs of all sources, each with a (source, id) of its own, whatever the files call them.
+
+    Raises:
+        ValueError: one line; a file cannot be read, or a source holds no rows.
+    """
+    seen, times = _Seen(recipe.read.duplicates), Counter()
     for name, source in recipe.sources.items():
         schema, _, where = source.partition(":")
+        is_empty = True
         for found in _embedded(int(where), recipe.seed) if schema == "embedded" else _pairs(name, schema, Path(where)):
+            is_empty = False
             if isinstance(found, Dropped):
                 yield found
                 continue
@@ -53,9 +59,19 @@ def read(recipe: CurateRecipe, book: RubricBook) -> Found:
             except Refusal as refusal:
                 yield Dropped.of(row_of(pair, file, line), refusal)
                 continue
-            taken[pair.source, pair.id] += 1
-            times = taken[pair.source, pair.id]
-            yield row_of(pair if times == 1 else replace(pair, id=f"{pair.id}.{times}"), file, line)
+            yield row_of(_with_free_id(pair, times), file, line)
+        if is_empty:
+            raise ValueError(f"sources.{name}: {where} holds no rows")
+
+
+def _with_free_id(pair: Pair, times: Counter[tuple[str, str]]) -> Pair:
+    """The pair, or where its id is taken with the first of `id.2`, `id.3`, … that is not; counts it in `times`."""
+    id = pair.id
+    while times[pair.source, id]:
+        times[pair.source, pair.id] += 1
+        id = f"{pair.id}.{times[pair.source, pair.id]}"
+    times[pair.source, id] += 1
+    return replace(pair, id=id)
 
 
 def _embedded(num_pairs: int, seed: int) -> Iterator[tuple[Pair, str, int]]:
@@ -65,36 +81,35 @@ def _embedded(num_pairs: int, seed: int) -> Iterator[tuple[Pair, str, int]]:
 
 
 def _pairs(name: str, schema: str, path: Path) -> Iterator[tuple[Pair, str, int] | Dropped]:
-    """Rows that make one pair together (`rows_per_pair`) stand one after the other; if one is bad the rest is too."""
+    """Rows that make one pair together (`rows_per_pair`) stand one after the other, but for rows that hold nothing."""
     files = find_files(path, SUFFIXES)
     for file in files:
-        together: list[tuple[int, str, dict | Refusal]] = []
-        prefix = "" if len(files) == 1 else f"{file.stem}-"
-        for entry in input_rows(file):
-            together.append(entry)
-            if len(together) == rows_per_pair(schema):
-                yield from _of_rows(name, schema, str(file), prefix, together)
+        prefix = "" if len(files) == 1 else f"{file.relative_to(path).with_suffix('').as_posix()}-"
+        together: list[tuple[int, str, dict]] = []
+        for line, raw, found in input_rows(file):
+            if isinstance(found, Refusal):
+                yield Dropped(name, str(file), line, found.reason, found.detail, raw)
+                continue
+            together.append((line, raw, found))
+            if len(together) < rows_per_pair(schema):
+                continue
+            line = together[0][0]
+            try:
+                for pair in read_source_rows(schema, [row for _, _, row in together], name, f"{prefix}{line}"):
+                    yield pair, str(file), line
                 together = []
+            except Refusal as refusal:
+                # The second row may be the first of the next pair.
+                num_bad = 1 if refusal.reason == "no_partner" else len(together)
+                raw = "\n".join(raw for _, raw, _ in together[:num_bad])
+                yield Dropped(name, str(file), line, refusal.reason, refusal.detail, raw)
+                together = together[num_bad:]
         for line, raw, _ in together:
             yield Dropped(name, str(file), line, "no_partner", f"{schema} has two rows of each prompt", raw)
 
 
-def _of_rows(name: str, schema: str, file: str, prefix: str, rows: Sequence) -> Iterator:
-    (line, *_), *_ = rows
-    refusals = [found for _, _, found in rows if isinstance(found, Refusal)]
-    try:
-        if refusals:
-            raise refusals[0]
-        pairs = read_source_rows(schema, [found for _, _, found in rows], name, f"{prefix}{line}")
-    except Refusal as refusal:
-        raw = "\n".join(raw for _, raw, _ in rows)
-        yield Dropped(name, file, line, refusal.reason, refusal.detail, raw)
-        return
-    for pair in pairs:
-        yield pair, file, line
-
-
 def _wanted(pair: Pair, config: ReadConfig, book: RubricBook) -> Pair:
+    check_sides(pair)
     if pair.source in config.drop_sources:
         raise Refusal("source_left_out", f"read.drop_sources has {pair.source}")
     if pair.task and pair.task not in book.tasks:
@@ -123,18 +138,16 @@ class _Seen:
         if self.rule == "normalised":
             texts = tuple(content_hash(text) or text for text in texts)
         prompt, chosen, rejected = (hashlib.blake2b(text.encode(), digest_size=16).digest() for text in texts)
+        if (before := self.place.get((prompt, chosen, rejected))) is not None:
+            raise Refusal("duplicate", f"{before} is the same pair")
         if (before := self.place.get((prompt, rejected, chosen))) is not None:
             raise Refusal("contradiction", f"{before} is the same pair with its sides exchanged")
-        if (before := self.place.setdefault((prompt, chosen, rejected), place)) is not place:
-            raise Refusal("duplicate", f"{before} is the same pair")
+        self.place[prompt, chosen, rejected] = place
 
 
-def classify(rows: Sequence[Row], recipe: CurateRecipe, book: RubricBook, folder: Path) -> Found:
+def classify(rows: Sequence[Row], recipe: CurateRecipe, folder: Path) -> Found:
     """Gives every pair a task, and says in `task_from` where that is from."""
     config = recipe.classify
-    for task in (*config.of_source.values(), *config.tasks, config.fallback):
-        if task not in book.tasks:
-            raise ValueError(f"classify: {unknown_task(task, book.tasks)}")
     found = [
         row | ({"task": of_source, "task_from": "source"} if (of_source := config.of_source.get(row["source"])) else {})
         for row in rows
@@ -159,8 +172,6 @@ def decontaminate(rows: Sequence[Row], recipe: CurateRecipe) -> Found:
     config = recipe.contamination
     index = BenchmarkIndex(config.ngram, config.min_share)
     for name, path in config.against.items():
-        if name not in BENCHMARKS:
-            raise ValueError(f"contamination.against.{name}: unknown benchmark; known are {', '.join(BENCHMARKS)}")
         for item in BENCHMARKS[name].read(Path(path)).items:
             index.add(f"{name}/{item.id}", item.prompt)
 
@@ -174,9 +185,9 @@ def decontaminate(rows: Sequence[Row], recipe: CurateRecipe) -> Found:
 
 def roll_out(rows: Sequence[Row], recipe: CurateRecipe, folder: Path) -> Found:
     """Each response's scores, None where a judgment has none."""
-    judge = open_stage_judge(recipe.rollouts.judge, "pointwise", recipe.seed, "rollouts.judge")
+    judge = open_stage_judge(recipe.judges()["rollouts.judge"], "pointwise", recipe.seed, "rollouts.judge")
     questions = [question for row in rows for question in side_questions(row)]
-    drawn = ask_all(folder, "rollouts", judge, questions, recipe.rollouts.num_rollouts)
+    drawn = ask_all(folder, "rollouts", judge, questions, recipe.rollouts.num_rollouts, keep_texts=False)
     for number, row in enumerate(rows):
         sides = drawn[2 * number : 2 * number + 2]
         yield row | {
@@ -191,11 +202,14 @@ def select(rows: Sequence[Row], recipe: CurateRecipe) -> Found:
 
     def used(row: Row) -> Row:
         scores = [[_exact(score) for score in row["scores"][side]] for side in SIDES]
-        verdict, share = rule.verdict(*scores), rule.shares(*scores)[0]
+        verdict, (share, *sides) = rule.verdict(*scores), rule.shares(*scores)
         if verdict == "unjudged":
             raise Refusal("unjudged", f"a response without a score in {len(scores[0])} judgments: {row['errors']}")
+        if verdict == "undecided":
+            raise Refusal("undecided", "every comparison is a tie, or lacks a score, and is left out")
         if verdict == "hard" and remaining == "easy":
-            raise Refusal("hard", f"correctness {share} is below {rule.low}")
+            told = str(share) if rule.unit == "pair" else f"{sides[0]} of chosen or {sides[1]} of rejected"
+            raise Refusal("hard", f"correctness {told} is below {rule.low}")
         return row | {"correctness": str(share), "use": "rl" if verdict == "keep" else "sft"}
 
     return sift(rows, used)
@@ -206,7 +220,7 @@ def judge_for_sft(rows: Sequence[Row], recipe: CurateRecipe, folder: Path) -> Fo
     asked = [row for row in rows if row["use"] == "sft"]
     drawn: Iterator[list[Drawn]] = iter(())
     if asked:
-        judge = open_stage_judge(recipe.sft.judge, "pointwise", recipe.seed + 1, "sft.judge")
+        judge = open_stage_judge(recipe.judges()["sft.judge"], "pointwise", recipe.seed + 1, "sft.judge")
         questions = [question for row in asked for question in side_questions(row)]
         drawn = iter(ask_all(folder, "judgments", judge, questions, recipe.sft.samples))
     for row in rows:
@@ -224,7 +238,7 @@ def keep_margins(rows: Sequence[Row], recipe: CurateRecipe) -> Found:
     def kept(row: Row) -> Row:
         if row["use"] != "sft":
             return row
-        judgments = row.pop("judgments")
+        judgments = row["judgments"]
         raw = [[_exact(score) for score, _ in judgments[side]] for side in SIDES]
         if not all(any(score is not None for score in side) for side in raw):
             raise Refusal("unjudged", f"a response without a score in {len(raw[0])} judgments for SFT")
@@ -235,7 +249,8 @@ def keep_margins(rows: Sequence[Row], recipe: CurateRecipe) -> Found:
             if sample_to_keep(*raw, above, config.keep) is not None:
                 raise Refusal("malformed_judgment", "the margin is there, and no judgment in the format to be taught")
             raise Refusal("margin", f"no margin above {config.margin:g}")
-        return row | {"judgment": {side: texts[side][sample] for side in SIDES}}
+        told = {name: value for name, value in row.items() if name != "judgments"}
+        return told | {"judgment": {side: texts[side][sample] for side in SIDES}}
 
     return sift(rows, kept)
 
@@ -246,7 +261,7 @@ def choose(rows: Sequence[Row], recipe: CurateRecipe, folder: Path) -> Found:
     asked = [row for row in rows if row["use"] == "sft"]
     chosen: Iterator[list[Drawn]] = iter(())
     if asked and config.samples:
-        judge = open_stage_judge(config.judge, "pairwise", recipe.seed + 2, "pairwise.judge")
+        judge = open_stage_judge(recipe.judges()["pairwise.judge"], "pairwise", recipe.seed + 2, "pairwise.judge")
         chosen = iter(ask_all(folder, "choices", judge, [pair_question(row) for row in asked], config.samples))
     for row in rows:
         right = None
@@ -300,11 +315,25 @@ def _has_format(text: str, kind: AnswerKind, rubrics: RubricSetting) -> bool:
 Stage = Callable[[Sequence[Row]], Found]
 
 
+def check_names(recipe: CurateRecipe, book: RubricBook) -> None:
+    """
+    Raises:
+        ValueError: one line; the recipe names a task that has no rubrics, or a benchmark that there is not.
+    """
+    config = recipe.classify
+    for task in (*config.of_source.values(), *config.tasks, config.fallback):
+        if task not in book.tasks:
+            raise ValueError(f"classify: {unknown_task(task, book.tasks)}")
+    for name in recipe.contamination.against:
+        if name not in BENCHMARKS:
+            raise ValueError(f"contamination.against.{name}: unknown benchmark; known are {', '.join(BENCHMARKS)}")
+
+
 def all_stages(recipe: CurateRecipe, book: RubricBook, folder: Path) -> dict[str, Stage]:
     """In their order, by the names of their files."""
     return {
         "read": lambda rows: read(recipe, book),
-        "classify": lambda rows: classify(rows, recipe, book, folder),
+        "classify": lambda rows: classify(rows, recipe, folder),
         "decontaminate": lambda rows: decontaminate(rows, recipe),
         "rollouts": lambda rows: roll_out(rows, recipe, folder),
         "select": lambda rows: select(rows, recipe),

@@ -21,6 +21,10 @@ def test_an_answer_is_one_name_at_the_end(reply, task):
     assert read_task(reply, TASKS) == task
 
 
+def test_a_task_may_be_named_with_capitals():
+    assert read_task("<answer>geography</answer>", ("Geography",)) == "Geography"
+
+
 @given(st.lists(st.sampled_from(["<answer>", "</answer>", "math", "<", " ", "x"])).map("".join))
 def test_the_reader_is_total(reply):
     assert read_task(reply, TASKS) in (None, "math")

@@ -87,7 +87,8 @@ def test_a_verdict_follows_from_the_shares_that_the_unit_names(sides, rule):
     verdict = rule.verdict(*sides)
     counted = [of_pair] if rule.unit == "pair" else of_sides
     if None in counted:
-        assert verdict == "unjudged"
+        has_both = all(any(score is not None for score in side) for side in sides)
+        assert verdict == ("undecided" if has_both else "unjudged")
         return
     within = [Fraction(1, 8) <= share <= Fraction(3, 4) for share in counted]
     assert (verdict == "keep") == (any(within) if rule.unit == "either_side" else all(within))
@@ -100,6 +101,12 @@ def test_a_verdict_follows_from_the_shares_that_the_unit_names(sides, rule):
 def test_a_judge_that_never_answers_about_a_side_is_not_a_wrong_one():
     for definition in get_args(Definition):
         assert Correctness(definition=definition).verdict([None] * 8, [Fraction(5)] * 8) == "unjudged"
+
+
+def test_where_all_that_counts_is_left_out_the_judge_has_answered_all_the_same():
+    rule = Correctness(ties="left_out", unparsed="left_out")
+    assert rule.verdict([Fraction(5)] * 8, [Fraction(5)] * 8) == "undecided"
+    assert rule.verdict([Fraction(9), None], [None, Fraction(1)]) == "undecided"
 
 
 def test_the_ith_scores_need_each_other():

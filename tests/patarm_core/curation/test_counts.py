@@ -16,8 +16,9 @@ def test_the_papers_columns_are_those_of_table_6():
 
 def test_counts_by_source_and_in_all():
     found = count(
-        "aabaab", [("a", "empty"), ("a", "easy")], [("a", "rl"), ("b", "sft_point"), ("a", "dev"), ("b", "rl")], "b"
-    )
+        {"a": 4, "b": 2}, [("a", "empty"), ("a", "easy")],
+        [("a", "rl"), ("b", "sft_point"), ("a", "dev"), ("b", "rl")], "b",
+    )  # fmt: skip
     assert found["a"] == {
         "initial": 4, "dropped": {"easy": 1, "empty": 1}, "rl": 1, "sft_point": 0, "dev": 1, "held_out": 0,
         "sft_pair": 0,
@@ -34,7 +35,7 @@ def test_counts_by_source_and_in_all():
 
 def test_a_pair_that_is_dropped_silently_is_an_error():
     with pytest.raises(ValueError, match="source a: 2 pairs were read and 1 are accounted for"):
-        count("aa", [("a", "empty")], [], "")
+        count({"a": 2}, [("a", "empty")], [], "")
 
 
 def test_rows_of_a_pair_are_adjacent_the_chosen_one_first():

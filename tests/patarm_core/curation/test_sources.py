@@ -2,7 +2,7 @@
 
 import pytest
 
-from patarm_core.curation.sources import SCHEMAS, Refusal, read_source_rows, rows_per_pair
+from patarm_core.curation.sources import SCHEMAS, Refusal, check_sides, read_source_rows, rows_per_pair
 from patarm_core.prompts import Message
 
 TURNS = [
@@ -45,7 +45,7 @@ def read(schema: str, rows=None):
 
 def refused(schema: str, *rows: dict) -> tuple[str, str]:
     with pytest.raises(Refusal) as caught:
-        read(schema, list(rows))
+        check_sides(*read(schema, list(rows)))
     return caught.value.reason, caught.value.detail
 
 
@@ -81,6 +81,25 @@ def test_every_right_solution_stands_against_every_wrong_one():
     assert len({pair.id for pair in pairs}) == 4 and {pair.task for pair in pairs} == {"math"}
 
 
+def test_equal_solutions_are_pairs_of_their_own_so_that_none_is_dropped_silently():
+    row = {"question": "Tea?", **solved("6b_finetuning", "6b_verification", "175b_finetuning")}
+    row["6b_verification"]["solution"] = row["6b_finetuning"]["solution"]
+    row["175b_verification"]["solution"] = row["175b_finetuning"]["solution"]  # right by one count, wrong by the other
+    first, again, same = read("gsm8k", [row])
+    assert (first.chosen, first.rejected) == (again.chosen, again.rejected) and first.id != again.id
+    check_sides(first)
+    with pytest.raises(Refusal, match="equal to chosen"):
+        check_sides(same)
+
+
+def test_a_prompt_has_one_form_and_white_space_is_no_name():
+    for schema, field in (("plain", "prompt"), ("code", "input"), ("step_dpo", "prompt"), ("gsm8k", "question")):
+        (pair, *_) = read(schema, [ROWS[schema][0] | {field: TURNS[2:]}])
+        assert pair.prompt == "Tea?"
+    (pair,) = read("plain", [ROWS["plain"][0] | {"source": " ", "id": "\n"}])
+    assert (pair.source, pair.id) == ("file", "12")
+
+
 def test_a_step_that_repeats_what_came_before_is_not_repeated():
     row = ROWS["step_dpo"][0] | {"full_chosen": "So: Yes"}
     assert read("step_dpo", [row])[0].chosen == "So: Yes"
@@ -102,11 +121,14 @@ def test_helpsteer2_the_other_way_round_and_over_several_turns():
         ("skywork", [{"chosen": talk("Yes"), "rejected": talk("No", TURNS[2:])}], "schema", "another prompt"),
         ("skywork", [{"chosen": TURNS, "rejected": talk("No")}], "schema", "does not end in an answer"),
         ("helpsteer2", [ROWS["helpsteer2"][0] | {"preference_strength": 9}], "schema", "a number from -3 to 3"),
-        ("helpsteer2_scores", [ROWS["helpsteer2_scores"][0], {"prompt": "x"}], "schema", "not that of the row before"),
+        ("helpsteer2_scores", [ROWS["helpsteer2_scores"][0], {"prompt": "x"}], "no_partner", "not that of the next"),
+        ("helpsteer2", [ROWS["helpsteer2"][0] | {"prompt": TURNS}], "schema", "prompt: is a list; expected a text"),
+        ("plain", [ROWS["plain"][0] | {"chosen": b"Yes"}], "schema", "chosen: is of the type bytes"),  # of parquet
+        ("plain", [ROWS["plain"][0] | {"id": 1 << 90}], "schema", "id: is too large a number"),
         ("gsm8k", [{"question": "Tea?"}], "schema", "6b_finetuning: missing"),
         ("plain", [ROWS["plain"][0] | {"chosen": " \n"}], "empty", "chosen: is empty"),
         ("plain", [ROWS["plain"][0] | {"prompt": ""}], "empty", "prompt: is empty"),
-        ("helpsteer2", [ROWS["helpsteer2"][0] | {"prompt": " "}], "empty", "prompt: is empty"),
+        ("helpsteer2", [ROWS["helpsteer2"][0] | {"prompt": " <extra_id_1>User\n"}], "empty", "prompt: is empty"),
         ("step_dpo", [ROWS["step_dpo"][0] | {"full_rejected": ""}], "empty", "rejected: is empty"),
         ("plain", [ROWS["plain"][0] | {"rejected": "Yes"}], "identical", "equal to chosen"),
         ("plain", [ROWS["plain"][0] | {"rejected": "\ud800"}], "not_unicode", "rejected: is not valid Unicode"),
