@@ -250,6 +250,17 @@ def test_an_endpoint_classifies(tmp_path):
     assert json.loads((folder / "report.json").read_text())["task_from"] == {"fallback": 2, "judge": 1}
 
 
+def test_a_model_on_disk_classifies_or_leaves_it_to_the_fallback(tiny_judge, tmp_path):
+    """The question is too long for this one's 256 tokens."""
+    judge = f'classify.judge={{kind="model", model="{tiny_judge}", max_completion_tokens=8}}'
+    row = {name: value for name, value in pair(0).items() if name != "task"}
+    scores = [recorded(0, [9, 1], [5, 5])]
+    folder = run_recorded(tmp_path, text(row), scores, "classify.how=judge", judge, "classify.fallback=math")
+    (asked,) = lines(folder / "judging" / "classify.jsonl")
+    assert asked["error"].startswith("unasked") and "limit" in asked["error"]
+    assert [row["task"] for row in lines(folder / "data" / "rl" / "00000.jsonl")] == ["math"]
+
+
 @pytest.mark.parametrize(("remaining", "reason"), [("all", "margin"), ("easy", "hard")])
 def test_whether_the_hard_remain_is_named(remaining, reason, tmp_path):
     folder = run_recorded(tmp_path, text(pair(0)), [recorded(0, [1, 1], [9, 9])], f"rollouts.remaining={remaining}")

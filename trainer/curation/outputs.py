@@ -108,7 +108,8 @@ def _write_report(
     record = {
         "counts": counts, "total": total(counts), "tasks": {end: dict(sorted(of.items())) for end, of in tasks.items()},
         "task_from": dict(sorted(origins.items())), "correctness_of_kept": dict(sorted(correctness.items())),
-        "unscored_rollouts_of_kept": dict(sorted(errors.items())), "contamination": dict(recipe.contamination.against),
+        "unscored_rollouts_of_kept": dict(sorted(errors.items())),
+        "decontaminated_against": list(recipe.contamination.against),
     }  # fmt: skip
     text = "\n".join(
         [
