@@ -4,6 +4,8 @@ import gzip
 import json
 import sys
 from datetime import date
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from hypothesis import example, given
@@ -100,6 +102,27 @@ def test_an_entry_of_a_list_that_is_no_object_stops_nothing(tmp_path):
     (tmp_path / "rows.json").write_text(json.dumps([ROWS[0], 3]))
     _, (number, raw, refusal) = input_rows(tmp_path / "rows.json")
     assert (number, raw, type(refusal), refusal.reason) == (2, "3", Refusal, "not_json")
+
+
+raw_lines = st.binary(max_size=8) | st.sampled_from([json.dumps(row).encode() for row in [*ROWS, {}, [1], "x"]])
+
+
+@given(st.lists(raw_lines, max_size=6), st.sampled_from(["plain", "helpsteer2_scores"]))
+def test_every_line_that_is_not_blank_is_accounted_for(lines, schema):
+    content = b"\n".join(lines)
+    written = [line for line in content.split(b"\n") if line.strip()]
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / "rows.jsonl"
+        file.write_bytes(content)
+        if not written:
+            with pytest.raises(ValueError, match="holds no rows"):
+                read_all(f"{schema}:{file}")
+            return
+        found = read_all(f"{schema}:{file}", read=ReadConfig(duplicates="keep"))
+    told = [row for row in found if isinstance(row, Dropped)]
+    kept = {(row["source"], row["id"]) for row in found if isinstance(row, dict)}
+    assert len(kept) + len(told) == len(found)  # each has a name of its own
+    assert sum(len(row.row.split("\n")) for row in told) + len(kept) == len(written)
 
 
 def test_rows_of_a_folder_have_ids_of_their_own(tmp_path):

@@ -1,8 +1,13 @@
 """Every published schema, and every way in which a row cannot be used."""
 
+from dataclasses import replace
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from patarm_core.curation.sources import SCHEMAS, Refusal, check_sides, read_source_rows, rows_per_pair
+from patarm_core.pairs import pair_to_json, read_pairs
 from patarm_core.prompts import Message
 
 TURNS = [
@@ -111,6 +116,33 @@ def test_helpsteer2_the_other_way_round_and_over_several_turns():
     }  # fmt: skip
     (pair,) = read("helpsteer2", [row])
     assert (pair.chosen, pair.prompt) == ("No", tuple(Message(**turn) for turn in TURNS))
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3) | st.binary(max_size=2)
+    | st.sampled_from(["Yes", "user", "assistant", " ", "<extra_id_1>", "\ud800", 10**4000]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(
+        st.sampled_from(["role", "content", "type", "text", "is_correct", "solution"]), inner, max_size=3
+    ),
+    max_leaves=8,
+)  # fmt: skip
+
+
+@given(st.sampled_from(sorted(SCHEMAS)), st.data())
+def test_any_row_is_pairs_or_a_refusal(schema, data):
+    rows = [
+        row | data.draw(st.dictionaries(st.sampled_from(sorted(row)), values, min_size=1, max_size=2))
+        for row in ROWS[schema]
+    ]
+    try:
+        pairs = read(schema, rows)
+    except Refusal as refusal:
+        assert refusal.reason in ("schema", "empty", "not_unicode", "no_preference", "no_partner")
+        assert "\n" not in refusal.detail
+        return
+    for pair in pairs:
+        (written,) = read_pairs([pair_to_json(replace(pair, chosen="Yes", rejected="No", task="chat"))], "", ["chat"])
+        assert (written.prompt, written.source, written.id) == (pair.prompt, pair.source, pair.id)
 
 
 @pytest.mark.parametrize(
