@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from kernels.draw import MAX_VOCABULARY, least_kept, scale_of
+from kernels.upload import upload
 
 MAX_TEMPERATURE = 1e30
 
@@ -106,9 +107,7 @@ def uploaded(x_B: np.ndarray, dtype: torch.dtype, device: torch.device) -> Tenso
         x_B = x_B.view(np.int64) if dtype == torch.int64 else x_B.astype(np.uint32).view(np.int32)
     if len(x_B) and (x_B == x_B[0]).all():
         return torch.full((len(x_B),), x_B[0].item(), dtype=dtype, device=device)
-    tensor = torch.from_numpy(x_B).to(dtype)
-    # Only from pinned memory does a copy leave the host free; pages are pinned once and used again.
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+    return upload(x_B, device).to(dtype)
 
 
 def check_rows(name: str, x_BX: Tensor, V: int) -> None:

@@ -16,6 +16,7 @@ from kernels.fused import rows_alike
 from kernels.linear_sample import linear_sample
 from kernels.matmul import ROWS, PackedWeights, float32_logits
 from kernels.sample import sample as sample_logits
+from kernels.upload import upload
 from rollout.block_attention import BlockAttention
 from rollout.decode_graphs import DecodeGraphs
 from rollout.decoder import Decoder
@@ -132,8 +133,7 @@ class Runner:
         return np.pad(x_T, (0, -len(x_T) % multiple), constant_values=x_T[0])
 
     def _upload(self, x: np.ndarray) -> Tensor:
-        tensor = torch.from_numpy(x)
-        return tensor if self._device.type == "cpu" else tensor.pin_memory().to(self._device, non_blocking=True)
+        return upload(x, self._device)
 
 
 def _draw(hidden_BD: Tensor, head_VD: Tensor, samples: Sequence[Sample]) -> Drawn:

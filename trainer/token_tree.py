@@ -11,10 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from kernels.upload import upload
 
 TILE = 16  # tokens; matrix products are made of whole tiles
 
@@ -253,13 +256,9 @@ class MicroBatch:
             predictor_T * (target_T.max(initial=0) + 1) + target_T, return_index=True, return_inverse=True
         )
         values_T = {
-            name: torch.from_numpy(np.concatenate([leaf.values[name] for leaf in leaves])).to(device)
-            for name in leaves[0].values
+            name: upload(np.concatenate([leaf.values[name] for leaf in leaves]), device) for name in leaves[0].values
         }
-
-        def on_device(x: np.ndarray) -> Tensor:
-            return torch.from_numpy(x).to(device)
-
+        on_device = partial(upload, device=device)
         return cls(
             token_BL=on_device(token_L)[None],
             position_BL=on_device(position_L)[None],

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
+from kernels.upload import upload
 from rollout.decoder import Attention
 from trainer.token_tree import Nodes
 from trainer.trunk_attention import trunk_attention
@@ -67,7 +68,7 @@ def block_mask(nodes: Nodes, device: torch.device) -> BlockMask:
     """What `create_block_mask` finds out from a mask [L, L], from the nodes."""
     L = int(nodes.end_N[-1])
     num_blocks = -(-L // BLOCK)
-    subtree_end_L = torch.from_numpy(np.repeat(nodes.subtree_end_N, nodes.end_N - nodes.start_N)).to(device)
+    subtree_end_L = upload(np.repeat(nodes.subtree_end_N, nodes.end_N - nodes.start_N), device)
 
     def is_seen(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         return (k <= q) & (q < subtree_end_L[k])
@@ -91,7 +92,7 @@ def block_mask(nodes: Nodes, device: torch.device) -> BlockMask:
         """(number of the blocks that are, their indices and then those of the others)"""
         order_BB = np.argsort(~is_BB, axis=1, kind="stable").astype(np.int32)
         counts = is_BB.sum(1).astype(np.int32)
-        return tuple(torch.from_numpy(x).to(device)[None, None] for x in (counts, order_BB))
+        return tuple(upload(x, device)[None, None] for x in (counts, order_BB))
 
     assert is_part_BB.shape == (num_blocks, num_blocks)
     return BlockMask.from_kv_blocks(
