@@ -62,7 +62,8 @@ def judged_pairs(
         if world.is_main:
             print(f"dpo: pairs of {len(pairs)} of {len(prompts)} prompts; without one: {told}", flush=True)
             write_text(file, text)
-    return read_pairs(text.splitlines(), str(file), [prompt.task for prompt in prompts])
+    # Not `splitlines`: JSON lets U+2028 and its like stand in a text, and a policy writes what it likes.
+    return read_pairs(text.split("\n"), str(file), [prompt.task for prompt in prompts])
 
 
 def preferred(prompt: PolicyPrompt, answers: Sequence[Answer]) -> Pair | str:

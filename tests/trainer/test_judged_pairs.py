@@ -1,15 +1,20 @@
 """DPO from a judge's preferences between a policy's own answers."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
+import torch
 
+from patarm_core.pairs import pair_to_json
 from patarm_core.policy_rows import PolicyPrompt
 from tests import tiny_runs
 from trainer import run
-from trainer.judged_pairs import FILE, preferred
+from trainer.distributed import World
+from trainer.judged_pairs import FILE, judged_pairs, preferred
 from trainer.main import main
 from trainer.policy import Answer
+from trainer.run_folder import write_text
 from trainer.scorers import Scored
 
 PROMPT = PolicyPrompt(prompt="Why?", task="math", source="here", id="7")
@@ -38,6 +43,14 @@ def test_the_best_and_the_worst_are_a_pair():
     assert preferred(PROMPT, [answer("a", 5), answer("b", 5)]) == "equal scores"
     assert preferred(PROMPT, [answer("a", 5), answer("b", None)]).startswith("fewer than two")
     assert preferred(PROMPT, [answer("a", 5, is_cut=True), answer("b", 2, is_cut=True)]).endswith("all cut")
+
+
+@pytest.mark.parametrize("separator", ["\u2028", "\x85", "\u2029"])
+def test_a_line_separator_in_an_answer_ends_no_row(separator, tmp_path):
+    pair = preferred(PROMPT, [answer(f"good{separator}tea", 5), answer("bad tea", 2)])
+    write_text(tmp_path / "data" / FILE, pair_to_json(pair) + "\n")
+    replica = SimpleNamespace(world=World(0, 1, torch.device("cpu"), None))
+    assert judged_pairs(None, None, SimpleNamespace(path=tmp_path), "", [PROMPT], replica) == [pair]
 
 
 @pytest.fixture
