@@ -70,8 +70,8 @@ def _waited_for(future: Future[Scored], is_leaving: Callable[[], bool]) -> Score
         try:
             return future.result(timeout=_LOOK_S)
         except TimeoutError:
-            if future.done():  # the timeout is the judge's own
-                raise
+            if future.done():  # meanwhile, or the timeout is the judge's own
+                return future.result()
             if is_leaving():
                 raise Unwanted from None
 

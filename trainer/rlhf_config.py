@@ -21,7 +21,7 @@ class RewardConfig:
     dtype: Literal["float32", "bfloat16"] = "float32"  # judge, scalar
     votes: int = 1  # judge, endpoint: m judgments of each completion
     task: str = ""  # judge, endpoint: whose rubrics all prompts are judged by; empty: each prompt's own task
-    prompt: PromptConfig = field(default_factory=PromptConfig)  # judge: how it is asked
+    prompt: PromptConfig = field(default_factory=PromptConfig)  # judge, endpoint: how it is asked
     max_completion_tokens: int = 4096  # of a judgment
     temperature: float = 1.0
     well_formed: bool = False  # judge: draw only tokens that keep a judgment readable

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from concurrent.futures import Future
 
 import pytest
 
@@ -71,6 +72,19 @@ def test_what_no_request_escapes_is_told(error):
     scorer.take(0, prompt(0), ["x"])
     with pytest.raises(ScorerFailure, match="lengths: a wrong key"):
         scorer.finish()
+
+
+def test_a_reply_that_comes_as_the_wait_for_it_ends_is_taken():
+    class Late(Future):
+        def result(self, timeout=None):
+            if not self.done():
+                self.set_result(Scored(7.0))
+                raise TimeoutError
+            return super().result(timeout)
+
+    scorer = EndpointScorer(Lengths(), votes=1, task="", num_threads=0)
+    scorer._open["a"] = [Late()]
+    assert scorer.finish() == {"a": [Scored(7.0)]}
 
 
 @pytest.mark.parametrize(("votes", "concurrency", "at_once", "threads"), [(1, 16, 1, 16), (4, 16, 4, 4), (8, 3, 3, 1)])
