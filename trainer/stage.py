@@ -114,6 +114,7 @@ def run_steps(
             if is_due or is_leaving:  # after the log, which a run that resumes cuts back to the checkpoint
                 folder.sync()
                 writer.start(snapshot)
+                del snapshot  # the thread's alone: as large as weights and moments, it goes when it is written
             if is_last or is_leaving:
                 writer.wait()
             if is_leaving:

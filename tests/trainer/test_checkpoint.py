@@ -3,6 +3,7 @@
 import json
 import shutil
 import time
+import weakref
 from pathlib import Path
 
 import pytest
@@ -306,6 +307,23 @@ def test_an_interrupted_run_ends_as_one_that_was_not(
     assert not (tmp_path / "run" / "report.md").exists()
     assert main(arguments(job | {"resume": True})) == 0
     assert_same_run(tmp_path / "run", uninterrupted)
+
+
+def test_a_copy_that_is_written_is_kept_no_longer(run_settings, tmp_path, monkeypatch):
+    """It is as large as weights and moments; the next one is not made beside it."""
+    copies, alive, snapshot = [], [], CheckpointWriter.snapshot
+
+    def watched(self, *arguments):
+        self.wait()
+        alive.append(sum(copy() is not None for copy in copies))
+        made = snapshot(self, *arguments)
+        copies.extend(weakref.ref(copy) for copy in made.tensors["model"].values())
+        return made
+
+    monkeypatch.setattr(CheckpointWriter, "snapshot", watched)
+    short = {"stages": ["sft"], "sft.steps": 3, "sft.checkpoint_every": 1, "sft.dev_every": 0, "data.held_out": ""}
+    assert main(arguments(run_settings | short | {"out": tmp_path / "run"})) == 0
+    assert alive == [0, 0, 0] and copies
 
 
 def test_a_run_interrupted_between_stages_goes_on_with_the_next(run_settings, uninterrupted, tmp_path, monkeypatch):
