@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -120,6 +120,7 @@ def load_policy_data(recipe: Recipe, book: RubricBook) -> RunData:
         for prompt in measured:
             if (other := trained_on.get(prompt_key(prompt))) is not None:
                 raise ValueError(f"{file}: prompt {prompt.id} of {prompt.source}: is trained on, in {other}")
+    _refuse_trained(config.dev, data.dev, trained_on)
     return data
 
 
@@ -133,9 +134,13 @@ def _check_unseen(data: RunData, config: DataConfig) -> None:
     trained_on = {prompt_key(row): config.judgments for row in data.judgments}
     trained_on |= {prompt_key(pair): config.pairs for pair in data.pairs}
     for file, measured in ((config.dev, data.dev), (config.held_out, data.held_out)):
-        for pair in measured:
-            if (other := trained_on.get(prompt_key(pair))) is not None:
-                raise ValueError(f"{file}: pair {pair.id} of {pair.source}: its prompt is trained on, in {other}")
+        _refuse_trained(file, measured, trained_on)
+
+
+def _refuse_trained(file: str, measured: Sequence[Pair], trained_on: Mapping[str, str]) -> None:
+    for pair in measured:
+        if (other := trained_on.get(prompt_key(pair))) is not None:
+            raise ValueError(f"{file}: pair {pair.id} of {pair.source}: its prompt is trained on, in {other}")
 
 
 def write_data(data: RunData, folder: Path) -> None:

@@ -207,7 +207,7 @@ def test_a_run_that_is_killed_while_it_judges_ends_as_one_that_was_not(job, tmp_
             "unscored_rate", "unscored_groups", "zero_advantage_share", "prompts_by_rank", "logprob_gap",
         }  # fmt: skip
         assert row["logprob_gap"] < 1e-4
-    assert [name for name in ("dev_accuracy", "dev_score", "dev_completion_tokens") if name in whole[1]] != []
+    assert whole[1].keys() >= {"dev_accuracy", "dev_score", "dev_completion_tokens"}
     assert "dev_accuracy" not in whole[0] and "dev_accuracy" in whole[2]
     report = json.loads((tmp_path / "run" / "report.json").read_text())["held_out_prompts"]
     assert report.keys() == {"initial", "rlhf"} and report["rlhf"]["num_prompts"] == 3
@@ -324,6 +324,8 @@ def test_rows_that_are_wrong(job, tmp_path, capsys):
     same = tiny_runs.write_jsonl(tmp_path / "same.jsonl", [{"prompt": "Which is good, 0?", "id": 99}])
     twice = tiny_runs.write_jsonl(tmp_path / "twice.jsonl", [{"prompt": "a", "id": 1}, {"prompt": "b", "id": 1}])
     empty = tiny_runs.write_jsonl(tmp_path / "empty.jsonl", [{"prompt": " "}])
+    pairs = tiny_runs.write_jsonl(tmp_path / "pairs.jsonl", [tiny_runs.pair(number) for number in range(3)])
+    dev = tiny_runs.write_jsonl(tmp_path / "dev_pairs.jsonl", [tiny_runs.pair(2)])
     for key, file, problem in (
         ("data.held_out_prompts", same, "prompt 99 of same: is trained on"),
         ("data.prompts", twice, "twice.jsonl: '1' of source 'twice' occurs twice"),
@@ -331,6 +333,9 @@ def test_rows_that_are_wrong(job, tmp_path, capsys):
     ):
         assert main(tiny_runs.arguments(job | {key: file})) == 1
         assert problem in capsys.readouterr().err
+    of_dpo = {"stages": ["dpo"], "data.pairs": pairs, "data.dev": dev, "dpo.dev_every": 1}
+    assert main(tiny_runs.arguments(job | of_dpo)) == 1
+    assert f"{dev}: pair 2 of tiny: its prompt is trained on, in {pairs}" in capsys.readouterr().err
 
 
 def test_a_checker_that_is_the_reward_is_asked_once():
