@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from statistics import fmean
 
 from patarm_core.benchmarks.ifeval import follows, read_instructions
@@ -87,6 +88,6 @@ def _told(name: str, function: Callable, prompt: PolicyPrompt, text: str) -> flo
         value = function(prompt.prompt, text, prompt.checks)
     except Exception as error:  # whatever a user's function raises
         raise CheckerFailure(f"{place}: {type(error).__name__}: {error}") from error
-    if isinstance(value, bool | int | float) and 0 <= value <= 1:
+    if isinstance(value, Real) and 0 <= value <= 1:  # NumPy's are real numbers too
         return float(value)
     raise CheckerFailure(f"{place}: gave {value!r}; expected a number from 0 to 1")

@@ -1,5 +1,6 @@
 """How right an answer is, by a program; and what is told of programs and rows that are wrong."""
 
+import numpy as np
 import pytest
 
 from patarm_core.policy_rows import PolicyPrompt
@@ -65,9 +66,14 @@ def test_instructions_that_cannot_be_checked_are_told_before_anything_is_drawn(c
         load_inputs(tiny_runs.recipe_of(job), str(tiny_judge))
 
 
+def half(prompt, response, checks) -> np.float32:
+    return np.float32(0.5)
+
+
 def test_the_embedded_checker_and_functions_of_the_users():
     assert open_checker("") is None
     assert open_checker("embedded")(prompt(text="Work out a) 1+1 b) 2+2"), "a) 2; b) 5.") == 0.5
+    assert open_checker("tests.trainer.test_checkers:half")(prompt(), "x") == 0.5
     with pytest.raises(CheckerFailure, match="above_one: prompt 1000 of ifeval: gave 5"):
         open_checker("tests.trainer.test_checkers:above_one")(prompt(), "x")
     with pytest.raises(ValueError, match='is not a function; expected "embedded", "ifeval" or "module:function"'):
