@@ -104,17 +104,20 @@ def _train(folder: Path, settings: list[str]) -> None:
     command = [sys.executable, str(ROOT / "trainer" / "main.py"), str(RECIPE), f"out={folder}", *settings, *resume]
     told = subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     if told.returncode:
-        raise ValueError(f"{folder}: the run failed: {told.stderr.strip().splitlines()[-1]}")
+        last = (told.stderr.strip().splitlines() or [f"exit status {told.returncode}, it said nothing"])[-1]
+        raise ValueError(f"{folder}: the run failed: {last}")
 
 
 def _result(folder: Path, stage: str) -> dict:
     measured = json.loads(read_text(folder / "report.json"))["held_out_prompts"][stage]
     steps = [record for record in read_records(folder / "metrics.jsonl") if record["stage"] == stage]
     correlations = [step["score_correlation"] for step in steps if "score_correlation" in step]
+    # None without a reference (rlhf.kl_coef = 0), and null of a step that was skipped.
+    divergences = [step["kl"] for step in steps[-10:] if step.get("kl") is not None]
     return {
         **{key: measured[key] for key in ("accuracy", "low", "high", "all_right", "completion_tokens", "by_task")},
         "step_s": median(step["step_s"] for step in steps),
-        "kl": fmean(step["kl"] for step in steps[-10:]) if stage == "rlhf" else None,
+        "kl": fmean(divergences) if divergences else None,
         "is_warned": any(line["sign"] == NAME for line in read_records(folder / "warnings.jsonl")),
         "correlation": [fmean(part) for part in (correlations[:10], correlations[-10:])] if correlations else None,
     }
@@ -135,7 +138,8 @@ def _table(found: list[dict[str, dict]], seeds: list[int]) -> str:
         row.append(f"{fmean(result['completion_tokens'] for result in results):.1f}")
         both = [result["correlation"] for result in results if result["correlation"]]
         row.append(" to ".join(f"{fmean(part):.2f}" for part in zip(*both, strict=True)) if both else "-")
-        row.append("-" if results[0]["kl"] is None else f"{fmean(result['kl'] for result in results):.2f}")
+        divergences = [result["kl"] for result in results if result["kl"] is not None]
+        row.append(f"{fmean(divergences):.2f}" if divergences else "-")
         rows.append([*row, f"{median(result['step_s'] for result in results):.2f}"])
     ratios = [of_seed["judge"]["step_s"] / of_seed["scalar"]["step_s"] for of_seed in found]
     told = f"Held-out prompts, percent by the true checker, seeds {', '.join(map(str, seeds))} (mean ± deviation)."

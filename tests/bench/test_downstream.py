@@ -1,5 +1,6 @@
 """The table of policies; the runs behind it are the trainer's, tested there."""
 
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -45,6 +46,23 @@ def test_a_run_that_is_there_is_taken_if_it_is_of_the_same_settings(tmp_path, mo
     assert started == [[f"out={folder}", "seed=1", f"resume={resumed}"] for resumed in ("false", "true")]
     with pytest.raises(ValueError, match="base: was made with other settings"):
         downstream._train(folder, ["seed=2"])
+
+
+def test_a_run_that_ends_without_a_word_is_told(tmp_path, monkeypatch):
+    silent = SimpleNamespace(returncode=-9, stderr="")
+    monkeypatch.setattr(downstream.subprocess, "run", lambda command, **_: silent)
+    with pytest.raises(ValueError, match="base: the run failed: exit status -9, it said nothing"):
+        downstream._train(tmp_path / "base", ["seed=1"])
+
+
+def test_a_run_without_a_reference_or_with_a_skipped_step_has_a_row(tmp_path):
+    measured = {name: 0.5 for name in ("accuracy", "low", "high", "all_right", "completion_tokens")} | {"by_task": {}}
+    (tmp_path / "report.json").write_text(json.dumps({"held_out_prompts": {"rlhf": measured}}))
+    for of_step, expected in (({}, None), ({"kl": 0.25}, 0.25)):
+        steps = [{"stage": "rlhf", "step": 1, "step_s": 1.0} | of_step]
+        skipped = {"stage": "rlhf", "step": 2, "step_s": 1.0} | {name: None for name in of_step}
+        (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in (*steps, skipped)))
+        assert downstream._result(tmp_path, "rlhf")["kl"] == expected
 
 
 def test_seeds_are_whole_numbers(capsys):
