@@ -44,7 +44,12 @@ def run_downstream(judge: str, seeds: list[int], settings: list[str], work: Path
         judge: Hugging Face directory of a PaTaRM judge of the embedded set, such as runs/quickstart/models/grpo.
         settings: more of the recipe's, for every run, as `key=value`; a stage that does not run passes over its own.
         work: folder of the runs.
+
+    Raises:
+        ValueError: one line; the judge is no such directory, which is told before anything is trained.
     """
+    if not (Path(judge) / "config.json").is_file():
+        raise ValueError(f"--judge {judge}: no model there; a quickstart leaves one in runs/quickstart/models/grpo")
     model, work = str(Path(judge).resolve()), work.resolve()  # the runs start elsewhere
     found = [_of_seed(model, seed, settings, work / f"seed-{seed}") for seed in seeds]
     text = _table(found, seeds)

@@ -83,7 +83,9 @@ def main(arguments: list[str]) -> int:
         "paper", help="the paper's experiments, beside its numbers, with a verdict on each finding"
     )
     paper.add_argument(
-        "name", help="table1, table3, table4, figure3, figure4, figure5, table8, table9; comma-separated, or all"
+        "name",
+        help="table1, table3, table4, figure3, figure4, figure5, table8, table9; comma-separated, or all. table8 and "
+        "table9 read what `step` and `downstream` left in bench/results",
     )
     paper.add_argument(
         "--recipe", default="bench/paper/embedded.toml", help="of every run; comma-separated, the last one wins"
@@ -93,7 +95,9 @@ def main(arguments: list[str]) -> int:
     paper.add_argument(
         "--jobs", type=int, default=1, help="processes side by side; with more, each has its share of cores"
     )
-    paper.add_argument("--without", default="", help="runs to leave out, by the names of bench/paper/plan.py")
+    paper.add_argument(
+        "--without", default="", help="runs to leave out, as bench/paper/plan.py names them; comma-separated"
+    )
     paper.add_argument("--launcher", default="", help="of a training, such as 'torchrun --nproc-per-node 8'")
     paper.add_argument("settings", nargs="*", metavar="key=value", help="of every run, over the recipe")
     paper.set_defaults(run=_paper)

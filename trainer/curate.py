@@ -44,6 +44,7 @@ def curate(recipe: CurateRecipe) -> Path:
     if not (folder / "report.json").is_file():
         write_outputs(recipe, book, folder, num_read, rows, files.dropped)
     print(read_text(folder / "report.md"), end="")
+    print(f"\nThe folder of the run: {folder}")
     return folder
 
 

@@ -25,7 +25,11 @@ R = TypeVar("R")  # a recipe
 USAGE = """usage: torchrun [--nproc-per-node N] trainer/main.py RECIPE.toml [RECIPE.toml ...] [key=value ...]
        python trainer/main.py --plan RECIPE.toml [RECIPE.toml ...] [key=value ...]   memory and time, estimated
        python trainer/main.py --report RUN_FOLDER
-       python trainer/main.py curate RECIPE.toml [RECIPE.toml ...] [key=value ...]   raw pairs into training data"""
+       python trainer/main.py curate RECIPE.toml [RECIPE.toml ...] [key=value ...]   raw pairs into training data
+
+Recipes are in trainer/recipes/; trainer/recipes/quickstart.toml needs no data. key=value goes over the recipe, such as
+sft.steps=100 or grpo.optim.lr=1e-6; out=FOLDER names the run's folder, and resume=true goes on with it.
+Keys and their defaults: trainer/config.py; of curate: trainer/curation/config.py."""
 
 
 def main(arguments: list[str]) -> int:

@@ -65,6 +65,12 @@ def test_a_run_without_a_reference_or_with_a_skipped_step_has_a_row(tmp_path):
         assert downstream._result(tmp_path, "rlhf")["kl"] == expected
 
 
+def test_nothing_is_trained_for_a_judge_that_is_not_there(tmp_path, capsys):
+    assert main(["downstream", "--judge", "nowhere", "--runs", str(tmp_path)]) == 1
+    assert "--judge nowhere: no model there" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_seeds_are_whole_numbers(capsys):
     assert main(["downstream", "--judge", "nowhere", "--seeds", "0,x"]) == 1
     assert "--seeds 0,x: must be whole numbers" in capsys.readouterr().err
