@@ -38,11 +38,11 @@ def main(arguments: list[str]) -> int:
     A run that SIGTERM or SIGINT ends saves a checkpoint and has exit status 143 or 130.
     """
     start = time.perf_counter()  # process CPU time, shown beside, counts the imports below too
-    if not arguments or arguments[0] in ("-h", "--help"):
+    if "--plan" in arguments:  # with options and a help of its own
+        return _plan([argument for argument in arguments if argument != "--plan"])
+    if not arguments or {"-h", "--help"} & set(arguments):
         print(USAGE)
         return 0 if arguments else 2
-    if "--plan" in arguments:
-        return _plan([argument for argument in arguments if argument != "--plan"])
     if arguments[0] == "--report":
         return _report(arguments[1:])
     if arguments[0] == "curate":

@@ -193,6 +193,11 @@ def test_ties_that_are_left_out_are_the_recipes_doing(tmp_path):
     assert found[1] == ("hard", "correctness 0 of chosen or 0 of rejected is below 1/8")
 
 
+def test_help_names_the_keys(capsys):
+    assert main(["curate", "--help"]) == 0
+    assert "trainer/curation/config.py" in capsys.readouterr().out
+
+
 def test_a_pair_that_a_stage_loses_fails_the_run(tmp_path, monkeypatch, capsys):
     from trainer.curation import stages
 
