@@ -187,7 +187,8 @@ def _command(out: Path, settings: Sequence[str]) -> list[str]:
 def _run(out: Path, settings: Sequence[str]) -> Path:
     told = subprocess.run(_command(out, settings), **_QUIET)
     if told.returncode:
-        raise ValueError(f"{out.name}: the run failed: {told.stderr.strip().splitlines()[-1]}")
+        last = (told.stderr.strip().splitlines() or [f"exit status {told.returncode}, it said nothing"])[-1]
+        raise ValueError(f"{out.name}: the run failed: {last}")
     return out
 
 

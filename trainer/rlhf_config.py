@@ -48,7 +48,7 @@ class RlhfConfig(PolicyGradientConfig):
     reward: RewardConfig = field(default_factory=RewardConfig)
     # A completion without a score: "mean" gives it the mean of its group's scores, "drop" leaves it out of the step.
     unscored: UnscoredRule = "mean"
-    # The text after the last of these is what is judged and checked, such as "</think>"; empty: all of it.
+    # The text after the last of these is what is judged and checked, such as "</think>"; all of it where there is none.
     answer_after: str = ""
     num_sample_prompts: int = 2  # prompts a step of which a completion is written to samples.jsonl
     optim: OptimConfig = OptimConfig(lr=1e-6, schedule="constant")  # ours: the paper gives no rate of its policies
