@@ -109,7 +109,7 @@ class ChatClient:
                 if not error.is_retried or tries == self._retries.max_tries:
                     raise
                 failed(error.name)
-                if error.pause_s is None:
+                if not error.pause_s:  # "Retry-After: 0" is no reason to use up all tries at once
                     sleep(self._retries.wait_s(tries, self._jitter))
         raise AssertionError("at least one try is made")
 

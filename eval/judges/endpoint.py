@@ -12,11 +12,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
 from eval.judges.chat_client import ChatClient, EndpointError, ReplyError
-from eval.judges.form import Form, Order, Sampling, Turns, reading_order
+from eval.judges.form import Form, Order, Sampling, Turns, check_order
 from eval.judges.judge import Drawn, Mode, Question
 from kernels.philox import stream_seed
 
 CHARACTERS_PER_TOKEN = 4  # of English text, roughly; of code and other languages fewer
+_UNASKED = "unasked"  # no request was sent
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,18 +89,16 @@ class EndpointJudge:
 
     def __post_init__(self) -> None:
         self.form.check(self.mode)
-        reading_order(self.order, self.seed, [], 0)
+        check_order(self.order)
         if self.concurrency < 1:
             raise ValueError(f"--concurrency {self.concurrency}: must be at least 1")
 
     @property
-    def fingerprint(self) -> str:
-        return json.dumps(
-            {
-                "endpoint_model": self.model, "form": self.form.fingerprint(self.mode), "mode": self.mode,
-                "sampling": asdict(self.sampling), "seed": self.seed, "order": self.order, "extra": dict(self.extra),
-            }
-        )  # fmt: skip
+    def fingerprint(self) -> dict[str, object]:
+        return {
+            "endpoint_model": self.model, "form": self.form.fingerprint(self.mode), "mode": self.mode,
+            "sampling": asdict(self.sampling), "seed": self.seed, "order": self.order, "extra": dict(self.extra),
+        }  # fmt: skip
 
     def judge(self, questions: Sequence[Question], votes: int) -> Iterator[tuple[int, list[Drawn]]]:
         """Errors of a request are its vote's; what no request can escape, such as a wrong key, ends it all.
@@ -132,8 +131,9 @@ class EndpointJudge:
                 if isinstance(result, Exception):
                     raise result
                 self._count(result)
-                if self.tally.replies == 0 and self.tally.errors.total() >= max(16, 2 * self.concurrency):
-                    raise EndpointError(f"no reply to the first {self.tally.errors.total()} requests; {result.error}")
+                num_lost = self.tally.errors.total() - self.tally.errors[_UNASKED]
+                if self.tally.replies == 0 and num_lost >= max(16, 2 * self.concurrency):
+                    raise EndpointError(f"no reply to the first {num_lost} requests; {result.error}")
                 drawn[vote.index][vote.vote] = result
                 if None not in drawn[vote.index]:
                     yield vote.index, drawn.pop(vote.index)
@@ -169,13 +169,11 @@ class EndpointJudge:
         for index, question in enumerate(questions):
             try:
                 given = self.form.turns(self.mode, question)
-                swapped = [False] * votes
-                if self.mode == "pairwise":
-                    swapped = reading_order(self.order, self.seed, given, votes)
+                swapped = self.form.swaps(self.mode, question, self.order, self.seed, votes)
                 turns = {is_swapped: self.form.turns(self.mode, question, is_swapped) for is_swapped in set(swapped)}
             except ValueError as error:
-                self.tally.errors["unasked"] += votes
-                yield index, [Drawn(error=f"unasked: {error}")] * votes
+                self.tally.errors[_UNASKED] += votes
+                yield index, [Drawn(error=f"{_UNASKED}: {error}")] * votes
                 continue
             drawn[index] = [None] * votes
             for vote, is_swapped in enumerate(swapped):

@@ -66,6 +66,7 @@ class Form:
     thinks: bool = False  # its answer follows </think>, though <think> may stand in the chat template
     stop: tuple[str, ...] = ()
     tasks: tuple[str, ...] = ()  # that it knows; empty: it takes any
+    variant: str = ""  # tells apart forms that ask alike and read, or are drawn, otherwise
 
     def check(self, mode: Mode, questions: Sequence[Question] = ()) -> None:
         """
@@ -112,22 +113,27 @@ class Form:
         """Of all that it puts around texts, for every task."""
         example = ("A prompt.", ["One."] if mode == "pointwise" else ["One.", "Two."])
         asked = [self.asks[mode](*example, task) for task in self.tasks or ("chat",)]
-        return f"{self.name} {hashlib.sha256(json.dumps([asked, self.opening]).encode()).hexdigest()[:16]}"
+        known = [asked, self.opening, *([self.variant] if self.variant else [])]
+        return f"{self.name} {hashlib.sha256(json.dumps(known).encode()).hexdigest()[:16]}"
+
+    def swaps(self, mode: Mode, question: Question, order: Order, seed: int, votes: int) -> list[bool]:
+        """For each vote whether B is read before A; errors as in `turns`."""
+        return [False] * votes if mode == "pointwise" else reading_order(order, seed, self.turns(mode, question), votes)
+
+
+def check_order(order: str) -> None:
+    if order not in get_args(Order):
+        raise ValueError(f"unknown order {order!r}; orders are {', '.join(get_args(Order))}")
 
 
 def reading_order(order: Order, seed: int, turns: Turns, votes: int) -> list[bool]:
-    """For each vote of a pairwise judge whether it reads B first.
+    """For each vote of a pairwise judge whether it reads B before A.
 
     Args:
         order: "drawn" once for each question, from the seed and the question alone; "both": in turns, A first to begin
             with, so that two votes are the two games of JudgeBench; "given": A first.
         turns: of the question as it was given.
-
-    Raises:
-        ValueError: no such order.
     """
-    if order not in get_args(Order):
-        raise ValueError(f"unknown order {order!r}; orders are {', '.join(get_args(Order))}")
     if order == "both":
         return [bool(vote % 2) for vote in range(votes)]
     is_swapped = order == "drawn" and bool(stream_seed("order", seed, json.dumps(turns)) & 1)

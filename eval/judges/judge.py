@@ -51,8 +51,8 @@ class Judge(Protocol):
     mode: Mode
 
     @property
-    def fingerprint(self) -> str:
-        """All that its judgments depend on besides the questions: model, template, sampling, seed."""
+    def fingerprint(self) -> Mapping[str, object]:
+        """All that its judgments depend on besides the questions: model, template, sampling, seed. JSON-ready."""
 
     def judge(self, questions: Sequence[Question], votes: int) -> Iterator[tuple[int, list[Drawn]]]:
         """(index of a question, its `votes` judgments), in any order, as they are finished.

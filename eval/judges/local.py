@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 
-from eval.judges.form import Form, Order, Sampling, reading_order
+from eval.judges.form import Form, Order, Sampling, check_order
 from eval.judges.judge import Drawn, Mode, Question
 from kernels.philox import stream_seed
 from rollout.chat import asked_chat
@@ -34,18 +33,16 @@ class EngineJudge:
 
     def __post_init__(self) -> None:
         self.form.check(self.mode)
-        reading_order(self.order, self.seed, [], 0)
+        check_order(self.order)
         self._params([], 1)
 
     @property
-    def fingerprint(self) -> str:
-        return json.dumps(
-            {
-                "model": self.model, "form": self.form.fingerprint(self.mode), "mode": self.mode,
-                "sampling": asdict(self.sampling), "seed": self.seed, "order": self.order,
-                "max_context_tokens": self.max_context_tokens, "well_formed": self.grammar is not None,
-            }
-        )  # fmt: skip
+    def fingerprint(self) -> dict[str, object]:
+        return {
+            "model": self.model, "form": self.form.fingerprint(self.mode), "mode": self.mode,
+            "sampling": asdict(self.sampling), "seed": self.seed, "order": self.order,
+            "max_context_tokens": self.max_context_tokens, "well_formed": self.grammar is not None,
+        }  # fmt: skip
 
     def judge(self, questions: Sequence[Question], votes: int) -> Iterator[tuple[int, list[Drawn]]]:
         self.form.check(self.mode, questions)
@@ -111,9 +108,7 @@ class _Run:
 
     def _asked(self, question: Question) -> list[tuple[list[int], SamplingParams, bool, list[int]]]:
         judge = self.judge
-        swapped = [False] * self.votes
-        if judge.mode == "pairwise":
-            swapped = reading_order(judge.order, judge.seed, judge.form.turns("pairwise", question), self.votes)
+        swapped = judge.form.swaps(judge.mode, question, judge.order, judge.seed, self.votes)
         asked = []
         for is_swapped in sorted(set(swapped)):
             votes = [vote for vote in range(self.votes) if swapped[vote] == is_swapped]

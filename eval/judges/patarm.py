@@ -42,6 +42,7 @@ def patarm_form(book: RubricBook, rubrics: RubricSetting = "adaptive", template:
         },
         sampling=Sampling(temperature=1.0, max_tokens=4096),
         stop=STOP,
+        variant="" if template == "general" or rubrics == "adaptive" else rubrics,
         tasks=() if template == "general" else tuple(book.tasks),
     )
 

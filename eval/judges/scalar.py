@@ -9,7 +9,6 @@ Nothing is sampled: every vote of a response is the same score.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -43,8 +42,8 @@ class ScalarJudge:
     mode: Mode = "pointwise"
 
     @property
-    def fingerprint(self) -> str:
-        return json.dumps({"model": self.model, "form": "scalar", "limit": self.limit})
+    def fingerprint(self) -> dict[str, object]:
+        return {"model": self.model, "form": "scalar", "limit": self.limit}
 
     def judge(self, questions: Sequence[Question], votes: int) -> Iterator[tuple[int, list[Drawn]]]:
         for question in questions:

@@ -14,7 +14,7 @@ from eval.judges.judge import Drawn, Question
 class FakeJudge:
     mode: str = "pointwise"
     name: str = "fake"
-    fingerprint: str = '{"seed": 0}'
+    fingerprint: dict = field(default_factory=lambda: {"seed": 0})
     order: int = 0  # seed of the order in which judgments are finished
     stop_after: int | None = None  # questions, then a KeyboardInterrupt
     fails: tuple[str, ...] = ()  # questions that get no reply

@@ -22,7 +22,7 @@ def prompt(number: int, **changes) -> PolicyPrompt:
 class Lengths:
     """Scores by length; counts how many ask at a time, and waits for `go` where there is one."""
 
-    name, mode, fingerprint = "lengths", "pointwise", ""
+    name, mode, fingerprint = "lengths", "pointwise", {}
 
     def __init__(self, go: threading.Event | None = None) -> None:
         self.go, self.lock, self.num_open, self.most_open, self.asked = go, threading.Lock(), 0, 0, []

@@ -19,8 +19,8 @@ class EmbeddedJudge:
         self.name = f"embedded ({mode})"
 
     @property
-    def fingerprint(self) -> str:
-        return f"embedded {self.mode} {self.seed} {self.config}"
+    def fingerprint(self) -> dict[str, object]:
+        return {"fingerprint": f"embedded {self.mode} {self.seed} {self.config}"}
 
     def judge(self, questions: Sequence[Question], votes: int) -> Iterator[tuple[int, list[Drawn]]]:
         draw = self._score if self.mode == "pointwise" else self._choice

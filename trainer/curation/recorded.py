@@ -36,7 +36,7 @@ class RecordedJudge:
             ValueError: one line with file, line and field.
         """
         self.name, self.mode = f"recorded in {file.name}", mode
-        self.fingerprint = "recorded " + hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+        self.fingerprint = {"fingerprint": "recorded " + hashlib.sha256(file.read_bytes()).hexdigest()[:16]}
         self._drawn: dict[str, list[Drawn]] = {}
         read_rows(file, self._take)
 

@@ -197,6 +197,15 @@ def test_an_endpoint_that_never_replies_ends_the_run():
     assert len(seen) < 100
 
 
+def test_questions_that_were_never_sent_are_no_sign_of_a_dead_endpoint():
+    """A prompt with an unknown role cannot be asked; forty of them and one hiccup are not forty-one lost replies."""
+    bad = [Question(id=str(i), prompt=[{"role": "nobody", "content": "x"}], responses=("So.",)) for i in range(40)]
+    with server(lambda body, n: replies(b"", 503) if n < 3 else GOOD) as (url, _):
+        drawn = dict(judge_of(url, concurrency=1).judge([*bad, *questions(3)], 1))
+    assert [one[0].error.partition(":")[0] for i, one in drawn.items() if i < 40] == ["unasked"] * 40
+    assert [drawn[i][0].score for i in (40, 41, 42)] == [None, 7, 7]
+
+
 def test_no_server_at_all_is_a_connection_error():
     with server(lambda body, n: GOOD) as (url, _):
         pass
@@ -232,6 +241,13 @@ def test_a_server_that_says_when_is_not_asked_before():
     with server(lambda body, n: replies(b"", 429, Retry_After="0.3") if n == 0 else GOOD) as (url, seen):
         _, drawn = ask(url)
     assert drawn[0][0].score == 7 and seen[1]["at"] - seen[0]["at"] >= 0.29
+
+
+def test_a_server_that_says_at_once_is_asked_after_a_wait_all_the_same():
+    busy = replies(b"", 503, Retry_After="0")
+    with server(lambda body, n: busy if n < 2 else GOOD) as (url, seen):
+        _, drawn = ask(url, retries=Retries(max_tries=3, first_s=0.2, most_s=0.2))
+    assert drawn[0][0].score == 7 and seen[2]["at"] - seen[0]["at"] >= 0.2
 
 
 def test_requests_keep_to_the_rate():

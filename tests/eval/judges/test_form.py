@@ -59,6 +59,12 @@ def test_conversations_are_turns_in_one_block():
     assert '<turn role="assistant">\nYes?\n</turn>' in asked
 
 
+def test_a_pointwise_judge_reads_nothing_swapped():
+    form, asked = FORMS["r3"], question("a")
+    assert form.swaps("pointwise", asked, "both", 0, 3) == [False] * 3
+    assert form.swaps("pairwise", question("a", "b"), "both", 0, 3) == [False, True, False]
+
+
 @given(st.integers(0, 1 << 40), st.text(), st.integers(1, 9))
 def test_the_order_is_a_function_of_seed_and_question(seed, text, votes):
     turns = [{"role": "user", "content": text}]

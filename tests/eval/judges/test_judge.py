@@ -13,7 +13,7 @@ class Scripted:
     mode: str
     answers: dict[tuple[str, ...], list[Drawn]]
     name: str = "scripted"
-    fingerprint: str = "scripted"
+    fingerprint: dict = field(default_factory=dict)
     asked: list[Question] = field(default_factory=list)
 
     def judge(self, questions: Sequence[Question], votes: int) -> Iterator[tuple[int, list[Drawn]]]:

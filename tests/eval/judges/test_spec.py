@@ -5,7 +5,7 @@ import argparse
 import pytest
 
 from eval.judges.judge import Question, mean_of
-from eval.judges.spec import BASELINES, add_judge_options, open_judge
+from eval.judges.spec import BASELINES, add_judge_options, judge_form, open_judge
 
 
 def options(*arguments):
@@ -37,8 +37,16 @@ def test_every_generative_judge_opens_on_an_endpoint(name):
 
 def test_the_key_is_read_from_the_variable_that_is_named():
     judge = open_judge(endpoint("--api-key-env", "MY_KEY"), {"MY_KEY": " sk-1\n"})
-    assert judge.client._api_key == "sk-1" and "sk-1" not in judge.fingerprint
+    assert judge.client._api_key == "sk-1" and "sk-1" not in str(judge.fingerprint)
     assert open_judge(endpoint(), {"OPENAI_API_KEY": "sk-1"}).client._api_key == ""  # nobody else's key goes anywhere
+
+
+def test_forms_that_ask_alike_and_read_otherwise_are_told_apart():
+    """The bare template asks for nothing, so that `adaptive` and `primary` differ in what is drawn and read alone."""
+    forms = {rubrics: judge_form("patarm", rubrics, "bare") for rubrics in ("adaptive", "primary", "generated")}
+    asked = Question(id="0", prompt="p", task="math", responses=("a",))
+    assert forms["adaptive"].turns("pointwise", asked) == forms["primary"].turns("pointwise", asked)
+    assert len({form.fingerprint("pointwise") for form in forms.values()}) == 3
 
 
 def test_a_published_template_takes_the_place_of_ours(tmp_path):
