@@ -57,15 +57,18 @@ class Judgments:
         counts = {"unparsed": 0, "failed": 0}
         with tqdm(total=len(questions) * self.votes, initial=num_done * self.votes, desc=label, unit="judgment") as bar:
             for index, drawn in judge.judge(missing, self.votes) if missing else ():
-                self.add(missing[index], drawn)
-                for one in drawn:
+                for one in self.add(missing[index], drawn):
                     counts["failed"] += is_failed(one)
                     counts["unparsed"] += is_unparsed(one)
                 bar.set_postfix({name: num for name, num in counts.items() if num}, refresh=False)
                 bar.update(len(drawn))
 
-    def add(self, question: Question, drawn: Sequence[Drawn]) -> None:
+    def add(self, question: Question, drawn: Sequence[Drawn]) -> Sequence[Drawn]:
+        """Keeps and returns its votes; of a question that is asked again, what had a reply before stays."""
         key = prompt_hash(question)
+        if self._hashes.get(question.id) == key:
+            before = self.of[question.id]
+            drawn = [now if is_failed(old) else old for old, now in zip(before, drawn, strict=True)]
         lines = [
             json.dumps({"question": question.id, "vote": vote, "prompt": key, **_record(one)}, ensure_ascii=False)
             for vote, one in enumerate(drawn)
@@ -74,10 +77,12 @@ class Judgments:
         self._out.write("".join(line + "\n" for line in lines).encode(errors="backslashreplace"))
         self._out.flush()
         self._keep(question.id, key, drawn)
+        return drawn
 
     def _keep(self, question: str, key: str, drawn: Sequence[Drawn]) -> None:
         self._hashes[question] = key
-        self.of[question] = [one if self.keep_texts else replace(one, text=one.text and "…") for one in drawn]
+        keep_texts = self.keep_texts or any(map(is_failed, drawn))  # they are written once more if it is asked again
+        self.of[question] = [one if keep_texts else replace(one, text=one.text and "…") for one in drawn]
 
     def read(self) -> None:
         """Takes what the file holds, cut back to its last whole question.

@@ -61,8 +61,7 @@ def test_bad_replies_are_counted_and_asked_again_on_request(run, tmp_path, capsy
         assert (tmp_path / "run" / "report.json").read_bytes() == before
         assert run(url, "--retry") == 0 and len(seen) == 2 * len(lost)
     again = told(tmp_path / "run")
-    kept = [one for one in votes if one["question"] not in lost]
-    assert again["num_failed"] == 0 and again["num_unparsed"] == sum(one["error"] is not None for one in kept)
+    assert again["num_failed"] == 0 and again["num_unparsed"] == 4  # the cut ones had a reply
 
 
 def test_a_key_that_is_refused_in_the_middle_ends_a_run_that_goes_on_later(run, tmp_path, capsys):

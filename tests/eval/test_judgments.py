@@ -97,6 +97,26 @@ def test_a_folder_takes_the_judgments_of_one_run_alone(tmp_path):
         judged(tmp_path, FakeJudge())
 
 
+class Moody(FakeJudge):
+    """Gives no reply to some votes, each time to others."""
+
+    def __init__(self, lost):
+        super().__init__()
+        self.lost = lost
+
+    def drawn(self, question, vote):
+        return Drawn(error="timeout", seed=vote) if vote in self.lost else super().drawn(question, vote)
+
+
+@pytest.mark.parametrize("keep_texts", [True, False])
+def test_asking_again_loses_no_judgment_that_was_there(keep_texts, tmp_path):
+    for retry, lost in ((False, {1}), (True, {0, 2}), (False, {0, 1, 2})):
+        with open_judgments(tmp_path, SETTINGS, 3, keep_texts) as judgments:
+            judgments.ask(Moody(lost), QUESTIONS, "", retry)
+    whole = judged(tmp_path.with_name("whole"), FakeJudge())
+    assert judged(tmp_path, FakeJudge()) == whole  # texts, too
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
