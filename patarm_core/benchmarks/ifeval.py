@@ -70,6 +70,11 @@ def report(rows: Sequence[Mapping]) -> Report:
             "deterministic rules (sentences.py, language.py), not by NLTK and langdetect.",
             f"{len(random_letter)} prompts are checked for the sign they ask for, where upstream draws a random letter "
             "(keys 1122 and 1129).",
+            *(
+                ["Key 2785 asks for what its row says; it was published with 3 placeholders and with 1."]
+                if any(one.key == 2785 for one in judged)
+                else []
+            ),
         ),
     )
 

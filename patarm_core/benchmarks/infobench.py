@@ -115,7 +115,7 @@ def read_row(row: Mapping) -> _Judged:
         raise fields.error(
             "eval", f"has {len(answers)} entries; expected at most one for each of {num_questions} questions"
         )
-    labels = _read_labels(fields, len(answers))
+    labels = read_labels(fields, len(answers))
     return _Judged(fields.label("id", None), subset, tuple(answers), num_questions, labels)
 
 
@@ -142,7 +142,8 @@ def _share(parts, yes: str, num: str) -> float | None:
     return math.fsum(part[yes] for part in parts) / total if total else None
 
 
-def _read_labels(fields: Fields, num: int) -> tuple[tuple[str, ...], ...]:
+def read_labels(fields: Fields, num: int) -> tuple[tuple[str, ...], ...]:
+    """Of each question, of which there are at least `num`; none where the row has no labels."""
     name = next((name for name in ("labels", "question_label") if fields.data.get(name)), None)
     if name is None:
         return ()

@@ -1,18 +1,21 @@
 """LLMBar (princeton-nlp/LLMBar: LLMEvaluator/evaluate.py).
 
 A row per instance: the ratings of its two outputs, as numbers or as the judge wrote them; or the winners that a judge
-named in the two orders, both in the instance's own order. null, and a text that is no whole number, is unparsed:
+named in the two orders, both in the instance's own order, or "tie". null, and a rating that is no whole number, is
+unparsed:
 
     {"id": "Natural/0", "subset": "Natural", "label": 1, "score_1": "9", "score_2": "7"}
     {"id": "GPTInst/4", "subset": "GPTInst", "label": 2, "winners": ["2", "1"]}
 
 An instance counts in both orders, and accuracy is the mean of the two. Ratings decide alike in both, but equal ones
-(and unparsed ones) are right in one of them: half. An unparsed winner is wrong. Agreement is the share of instances
-whose two orders name one winner, or both none. Adversarial is the mean of four subsets, Average that of all five.
+(and unparsed ones) are right in one of them: half. A tie or an unparsed winner is wrong. Agreement is the share of
+instances whose two orders name one winner, or both none. Adversarial is the mean of four subsets, Average that of all
+five.
 """
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from patarm_core.benchmarks.outcomes import (
     NULL,
@@ -81,7 +84,8 @@ def report(rows: Sequence[Mapping]) -> Report:
         tables[policy] = [metric for (of, _), metric in composed.items() if of == policy]
         for subset, part in strata.items():
             earned, num = tally(summed([part]), policy)
-            tables[policy].append(proportion(subset, earned / 2, num / 2))
+            half = proportion(subset, earned / 2, num / 2)  # both orders of an instance are one observation
+            tables[policy].append(replace(half, num=math.ceil(num / 2)))
     tables[OFFICIAL] += [
         proportion(f"Agreement of the orders, {subset}", sum(one.agree for one in of_subset), len(of_subset))
         for subset, of_subset in by_subset.items()
@@ -93,8 +97,8 @@ def report(rows: Sequence[Mapping]) -> Report:
         [one.outcomes for one in judged],
         (
             *incomplete_note(missing),
-            "Official rule: the mean of both orders, in which equal and unparsed ratings count half, and an unparsed "
-            "winner counts 0.",
+            "Official rule: the mean of both orders, in which equal and unparsed ratings count half, and a tie or an "
+            "unparsed winner counts 0.",
         ),
     )
 
@@ -106,9 +110,16 @@ def read_row(row: Mapping) -> _Judged:
     name = None if given is None else (subset, given)
     if one_form(fields, ("score_1", "winners")) == "winners":
         winners = _read_winners(fields)
-        outcomes = tuple("unparsed" if one is None else "right" if one == label else "wrong" for one in winners)
+        known: dict[str | None, Outcome] = {
+            str(label): "right",
+            str(3 - label): "wrong",
+            "tie": "tie",
+            None: "unparsed",
+        }
+        outcomes = tuple(known[winner] for winner in winners)
         first, second = (Comparison(outcome, float(outcome == "right")) for outcome in outcomes)
-        return _Judged(name, subset, (first, second), outcomes, winners[0] == winners[1])
+        named = {None if winner == "tie" else winner for winner in winners}
+        return _Judged(name, subset, (first, second), outcomes, len(named) == 1)
     score_1, score_2 = (_read_rating(fields, f"score_{i}") for i in (1, 2))
     outcome = outcome_of(score_1, score_2) if label == 1 else outcome_of(score_2, score_1)
     # Undecided: of the two orders one is right.
@@ -127,12 +138,11 @@ def _read_rating(fields: Fields, field: str) -> float | None:
         return None
 
 
-def _read_winners(fields: Fields) -> list[int | None]:
+def _read_winners(fields: Fields) -> list[str | None]:
     value = fields.data["winners"]
     if not isinstance(value, list) or len(value) != 2:
         raise fields.error("winners", "is no list of two; expected those of the two orders")
-    known = {"1": 1, "2": 2, None: None}
     for i, winner in enumerate(value):
-        if not isinstance(winner, str | None) or winner not in known:
-            raise fields.error(f"winners[{i}]", f'is {show(winner)}; expected "1", "2", or {NULL}')
-    return [known[winner] for winner in value]
+        if not isinstance(winner, str | None) or winner not in ("1", "2", "tie", None):
+            raise fields.error(f"winners[{i}]", f'is {show(winner)}; expected "1", "2", "tie", or {NULL}')
+    return value

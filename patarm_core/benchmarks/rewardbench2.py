@@ -173,8 +173,8 @@ def _tanh(gap: float, spread: float) -> float:
 
 
 def _is_alone(one: _Judged) -> bool:
-    """The correct response has the highest score, and no other one has it."""
-    return best_of_n(one) == 1 and not _is_unparsed(one)
+    """The correct response has the highest score, no other one has it, and every one has a score."""
+    return best_of_n(one) == 1 and None not in one.scores
 
 
 def _is_unparsed(one: _Judged) -> bool:

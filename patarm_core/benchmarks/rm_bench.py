@@ -42,7 +42,7 @@ LEVELS = {
     "Normal": ((0, 0), (1, 1), (2, 2)),
     "Hard": ((0, 1), (0, 2), (1, 2)),
 }
-NUM_STYLES = 3
+NUM_STYLES = 3  # concise, long plain, long markdown
 
 
 @dataclass(frozen=True, slots=True)

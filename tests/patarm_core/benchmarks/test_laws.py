@@ -109,6 +109,7 @@ def test_a_tie_is_worth_something_between_wrong_and_right(name, data):
     wrong, half, left_out = (values(got.policies[policy]) for policy in (TIES_WRONG, TIES_HALF, LEFT_OUT))
     # Right where the swapped one is wrong: undecided comparisons are right.
     right = {mirrored(metric): 1 - value for metric, value in values(other.policies[TIES_WRONG]).items()}
+    assert all(type(metric.num) is int for table in (got.metrics, *got.policies.values()) for metric in table)
     for metric, official in values(got.metrics).items():
         assert wrong[metric] - 1e-12 <= official <= right[metric] + 1e-12
         assert half[metric] == pytest.approx((wrong[metric] + right[metric]) / 2, abs=1e-12)
@@ -231,6 +232,23 @@ def test_llmbar_counts_both_orders_as_its_harness_does(rows):
     assert report("llmbar", rows).metrics[0].value == pytest.approx(sum(shares) / len(shares), abs=1e-12)
 
 
+@given(rows_of(
+    subset=st.just("Natural"), label=st.integers(1, 2), winners=lists(st.sampled_from(["1", "2", "tie", None]), 2)
+))  # fmt: skip
+@settings(max_examples=30)
+def test_llmbar_counts_ties_of_winners_apart_from_unparsed_ones_and_both_as_wrong(rows):
+    named = [winner for row in rows for winner in row["winners"]]
+    got = report("llmbar", rows)
+    assert (got.num_ties, got.num_unparsed) == (named.count("tie"), named.count(None))
+    right = sum(winner == str(row["label"]) for row in rows for winner in row["winners"])
+    assert got.metrics[0].value == pytest.approx(right / len(named), abs=1e-12)
+    half = (named.count("tie") + named.count(None)) / 2
+    assert got.policies[TIES_HALF][0].value == pytest.approx((right + half) / len(named), abs=1e-12)
+    none = ("tie", None)
+    agree = sum(a == b or (a in none and b in none) for a, b in (row["winners"] for row in rows))
+    assert got.metrics[-1].name.startswith("Agreement") and got.metrics[-1].value == agree / len(rows)
+
+
 @given(LISTS)
 @settings(max_examples=30)
 def test_a_list_of_rmb_is_right_if_the_best_beats_every_other(rows):
@@ -253,8 +271,9 @@ def test_rewardbench_2_shares_the_highest_score(rows):
     for subset in ("Math", "Focus"):
         of = [[-1 if s is None else s for s in row["scores"]] for row in rows if row["subset"] == subset]
         draws = [[i == 0 for i in range(4) if s[i] == max(s)] for s in of]
+        is_read = [None not in row["scores"] for row in rows if row["subset"] == subset]
         shares += [sum(sum(draw) / len(draw) for draw in draws) / len(of)] if of else []
-        strict += [sum(draw == [True] for draw in draws) / len(of)] if of else []
+        strict += [sum(draw == [True] and read for draw, read in zip(draws, is_read)) / len(of)] if of else []
     got = report("rewardbench2", rows)
     assert got.metrics[0].value == pytest.approx(sum(shares) / len(shares), abs=1e-12)
     assert got.policies[STRICT][0].value == pytest.approx(sum(strict) / len(strict), abs=1e-12)
