@@ -16,8 +16,6 @@ from eval.data.items import Data, Item
 from eval.judges.judge import Drawn, Judge, Question
 from eval.judgments import Judgments, open_judgments
 from eval.run_report import Voted, counts_of, write_reports
-from patarm_core.benchmarks.ifeval import read_instructions
-from patarm_core.fields import FieldError, Fields
 
 OPENING = (
     "You are given a text that was generated, with the input it was made from if there was one, and then questions "
@@ -28,16 +26,7 @@ OPENING = (
 
 
 def run_ifeval(data: Data, policy: Judge, out: Path, retry: bool = False) -> list[Voted]:
-    """Writes responses, rows and reports into the folder; it goes on where it was interrupted.
-
-    Raises:
-        ValueError: one line, before anything is asked, about instructions that cannot be checked.
-    """
-    for item in data.items:
-        try:
-            read_instructions(Fields(item.row))
-        except FieldError as error:
-            raise ValueError(f"prompt {item.id} of {data.benchmark}: {error}") from None
+    """Writes responses, rows and reports into the folder; it goes on where it was interrupted."""
     answers = _answers(data, policy, out, retry)
     rows = [{**item.row, "response": _response(answers[item.id])} for item in data.items]
     drawn = [[answers[item.id]] for item in data.items]
@@ -111,9 +100,12 @@ def _judged(
                 going_on.append(item)
         open_items = going_on
     rows = [
-        {"id": item.id, "subset": item.part, "eval": verdicts[item.id] or [None], "labels": item.row["labels"]}
+        {
+            "id": item.id, "subset": item.part, "eval": verdicts[item.id] or [None],
+            "questions": item.row["questions"], "labels": item.row["labels"],
+        }
         for item in data.items
-    ]
+    ]  # fmt: skip
     return rows, drawn
 
 

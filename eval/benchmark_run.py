@@ -15,7 +15,6 @@ from eval.data.items import Data
 from eval.judges.judge import Judge
 from eval.judgments import Judgments, open_judgments
 from eval.run_report import Voted, counts_of, write_reports
-from patarm_core.fields import read_object
 from rollout.text_files import write_text
 
 
@@ -52,11 +51,7 @@ def run_benchmark(
 
 def fingerprint_of(role: str, judge: Judge) -> dict[str, object]:
     """What a run's folder knows it by, one entry for each thing that a mistake may be about."""
-    try:
-        parts = read_object(judge.fingerprint)
-    except ValueError:
-        parts = {"fingerprint": judge.fingerprint}
-    return {role: judge.name} | {f"{role}.{name}": part for name, part in parts.items()}
+    return {role: judge.name} | {f"{role}.{name}": part for name, part in judge.fingerprint.items()}
 
 
 def _voted(benchmark: Benchmark, data: Data, judgments: Judgments, judge: Judge, votes: Sequence[int]) -> list[Voted]:
@@ -75,7 +70,9 @@ def _voted(benchmark: Benchmark, data: Data, judgments: Judgments, judge: Judge,
 
 
 def write_rows(out: Path, voted: Sequence[Voted]) -> None:
-    """rows.jsonl is what the headline is computed from; rows/ holds every other way to vote."""
-    for number, one in enumerate(voted):
-        file = out / "rows.jsonl" if number == 0 else out / "rows" / f"{one.label}.jsonl"
+    """rows.jsonl is what the headline is computed from; rows/ holds every other way to vote, and none of before."""
+    files = [out / "rows.jsonl", *(out / "rows" / f"{one.label}.jsonl" for one in voted[1:])]
+    for file in set((out / "rows").glob("*.jsonl")) - set(files):
+        file.unlink()
+    for file, one in zip(files, voted, strict=True):
         write_text(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in one.rows))

@@ -21,15 +21,19 @@ from eval.data.items import Data, Item
 from eval.data.judgebench import read_judgebench
 from eval.data.llmbar import read_llmbar
 from eval.data.rewardbench import read_rewardbench, read_rewardbench2
-from eval.data.rm_bench import NUM_STYLES, read_rm_bench
+from eval.data.rm_bench import read_rm_bench
 from eval.data.rmb import read_rmb
 from eval.judges.judge import WINNERS, Drawn, Mode, Question, Winner, choice_of, mean_of
 from patarm_core.benchmarks.report import Report
+from patarm_core.benchmarks.rm_bench import NUM_STYLES
 from patarm_core.voting import at_n, majority
 
 Policy = Literal["average", "majority"]
 Row = dict[str, object]
 _RESULTS: Mapping[Winner | None, float | None] = {"A": 1, "B": 0, "tie": 0.5, None: None}  # A is the chosen one
+_SHARES: Mapping[Winner | None, tuple[float | None, float | None]] = {
+    "A": (1, 0), "B": (0, 1), "tie": (0.5, 0.5), None: (None, None),
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +75,8 @@ class Benchmark:
             means = [mean_of(one, votes) for one in drawn]
             return {**item.row, **self.scored(item, [None if mean is None else float(mean) for mean in means])}
         scores = [[judgment.score for judgment in at_n(one, votes)] for one in drawn]
+        if len(scores) == 2:  # as scores, so that a tie counts as one of means does, and one vote says the same
+            return {**item.row, **self.scored(item, _SHARES[WINNERS[majority(*scores)]])}
         winners = [WINNERS[majority(scores[i], scores[j])] for i, j in self.pairs(item)]
         return {**item.row, **self.compared(item, winners)}
 
@@ -160,5 +166,5 @@ def _two_games(*winners: Winner | None) -> list[str | None]:
 
 
 def _both_winners(first: Winner | None, second: Winner | None) -> list[str | None]:
-    """In the instance's own order. LLMBar knows no tie between winners: it is as wrong as none."""
-    return [{"A": "1", "B": "2"}.get(first), {"A": "2", "B": "1"}.get(second)]
+    """In the instance's own order."""
+    return [{"A": "1", "B": "2"}.get(first, first), {"A": "2", "B": "1"}.get(second, second)]

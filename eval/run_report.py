@@ -52,9 +52,10 @@ def counts_of(drawn: Iterable[Sequence[Drawn]]) -> Counts:
     judgments = [one for votes in drawn for one in votes]
     kinds = Counter(re.sub(r"\d+", "N", one.error)[:160] for one in judgments if one.error is not None)
     ordered = sorted(kinds.items(), key=lambda kind: (-kind[1], kind[0]))
-    return Counts(
-        len(judgments), sum(map(is_unparsed, judgments)), sum(map(is_failed, judgments)), dict(ordered[:_NUM_ERRORS])
-    )
+    errors, others = dict(ordered[:_NUM_ERRORS]), ordered[_NUM_ERRORS:]
+    if others:
+        errors[f"of {len(others)} other kinds"] = sum(num for _, num in others)
+    return Counts(len(judgments), sum(map(is_unparsed, judgments)), sum(map(is_failed, judgments)), errors)
 
 
 def write_reports(

@@ -10,10 +10,9 @@ from pathlib import Path
 
 from eval.data.files import find_files, read_rows
 from eval.data.items import Data, Item, as_messages, made
-from patarm_core.benchmarks.infobench import NUM_QUESTIONS, SIZES
+from patarm_core.benchmarks.ifeval import NUM_INSTRUCTIONS, NUM_PROMPTS, read_instructions
+from patarm_core.benchmarks.infobench import NUM_QUESTIONS, SIZES, read_labels
 from patarm_core.fields import Fields, kind
-
-NUM_PROMPTS, NUM_INSTRUCTIONS = 541, 834  # of IFEval
 
 
 def read_ifeval(path: Path) -> Data:
@@ -26,6 +25,7 @@ def read_ifeval(path: Path) -> Data:
         for number, one in enumerate(settings):
             if not isinstance(one, dict):
                 raise row.error(f"kwargs[{number}]", f"is {kind(one)}; expected an object")
+        read_instructions(row)  # what cannot be checked is told before anything is asked
         prompt = row.text("prompt")
         given = {"key": key, "prompt": prompt, "instruction_id_list": list(names), "kwargs": settings}
         return Item(
@@ -53,7 +53,7 @@ def read_infobench(path: Path) -> Data:
             raise row.error("decomposed_questions", "is empty; expected at least one question")
         asked = row.prompt("instruction") if not given else f"{instruction}\n\n{given}"
         output = row.text("output", None)
-        labels = row.value("question_label", "a list of lists of texts", None)
+        labels = [list(of_question) for of_question in read_labels(row, len(questions))] or None
         return Item(
             id=name, part=subset, task="instruction_following", prompt=as_messages(asked),
             responses=() if output is None else (output,),

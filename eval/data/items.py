@@ -60,10 +60,14 @@ def as_messages(prompt: str | Sequence[Message]) -> tuple[Message, ...]:
 def unique_ids(items: Sequence[Item]) -> tuple[Item, ...]:
     """Published ids recur now and then (RewardBench's do): the second `x` becomes `x.2`, in its row, too."""
     seen: Counter[str] = Counter()
-    found = []
+    found, taken = [], {item.id for item in items}
     for item in items:
         seen[item.id] += 1
         if (number := seen[item.id]) > 1:
+            while f"{item.id}.{number}" in taken:  # published, too
+                number += 1
+            seen[item.id] = number
+            taken.add(f"{item.id}.{number}")
             row = item.row | {"id": f"{item.row['id']}.{number}"} if "id" in item.row else item.row
             item = replace(item, id=f"{item.id}.{number}", row=row)
         found.append(item)

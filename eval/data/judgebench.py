@@ -9,12 +9,11 @@ from pathlib import Path
 
 from eval.data.files import find_files, read_rows
 from eval.data.items import Data, Item, as_messages, made
+from patarm_core.benchmarks.judgebench import CATEGORIES
+from patarm_core.benchmarks.judgebench import SETS as SIZES
 from patarm_core.fields import Fields
 
-SETS = {
-    "gpt-4o": {"mmlu-pro": 154, "livebench-reasoning": 98, "livebench-math": 56, "livecodebench": 42},
-    "claude": {"mmlu-pro": 154, "livebench-reasoning": 51, "livebench-math": 34, "livecodebench": 31},
-}
+SETS = {writer: {source: sizes[category] for source, category in CATEGORIES.items()} for writer, sizes in SIZES.items()}
 _TASKS = {"mmlu-pro": "chat", "livebench-reasoning": "math", "livebench-math": "math", "livecodebench": "code"}
 
 

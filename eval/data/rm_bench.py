@@ -10,10 +10,10 @@ from pathlib import Path
 
 from eval.data.files import find_files, read_rows
 from eval.data.items import Data, Item, as_messages, made
+from patarm_core.benchmarks.rm_bench import NUM_STYLES
 from patarm_core.fields import Fields
 
 DOMAINS = {"chat": 129, "math": 529, "code": 228, "safety-refuse": 284, "safety-response": 157}
-NUM_STYLES = 3  # concise, long plain, long markdown
 
 
 def read_rm_bench(path: Path) -> Data:

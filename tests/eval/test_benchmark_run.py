@@ -1,6 +1,7 @@
 """A judge over a benchmark: its folder is a function of data and judge, however often the run was interrupted."""
 
 import json
+import re
 import shutil
 from dataclasses import asdict
 
@@ -15,6 +16,7 @@ from eval.judges.judge import Drawn
 from eval.main import main
 from eval.run_command import JUDGED
 from eval.run_report import Voted
+from patarm_core.benchmarks.infobench import ALL_ASKED
 from tests.eval.data import layouts
 from tests.eval.fake_judge import FakeJudge
 
@@ -97,6 +99,40 @@ def test_a_judge_that_knows_has_all_right_in_every_order(name, mode, data_of, tm
         assert {metric.value for metric in one.report.metrics} == {1.0} and one.report.num_ties == 0
 
 
+class Coarse(FakeJudge):
+    """Prefers the one, prefers the other, gives both the same, cannot be read: by the item's number."""
+
+    def drawn(self, question, vote):
+        number, side = map(int, re.search(r"(\d+)#(\d+)$", question.id).groups())
+        score = ((1.0, 0.0), (0.0, 1.0), (1.0, 1.0), (None, 1.0))[number][side % 2]
+        return Drawn(text="judgment", seed=vote, score=score, error="unparsed" if score is None else None)
+
+
+@pytest.mark.parametrize("name", [name for name, mode in CASES if mode == "pointwise" and name != "rewardbench2"])
+def test_one_vote_says_the_same_by_majority_and_by_average(name, data_of, tmp_path):
+    """The vote is for the side with the higher score; a tie and an unparsed judgment are counted alike, too."""
+    voted = {one.label: one for one in run_benchmark(name, data_of(name), Coarse(), [1, 4], tmp_path / "run")}
+    average, majority = (voted[f"{policy}@1"].report for policy in ("average", "majority"))
+    assert average.num_ties > 0 and average.num_unparsed > 0
+    assert majority == average
+
+
+def test_ties_of_a_judge_that_compares_are_counted_as_ties(data_of, tmp_path):
+    class Undecided(FakeJudge):
+        def drawn(self, question, vote):
+            return Drawn(text="judgment", choice="tie", seed=vote)
+
+    (voted,) = run_benchmark("llmbar", data_of("llmbar"), Undecided("pairwise"), [1], tmp_path / "run")
+    assert (voted.report.num_ties, voted.report.num_unparsed) == (8, 0)
+
+
+def test_rows_of_other_votes_do_not_stay_behind(data_of, tmp_path):
+    data = data_of("rm_bench")
+    for votes, files in (([1, 2, 4], 5), ([1, 4], 3)):
+        run_benchmark("rm_bench", data, FakeJudge(), votes, tmp_path / "run")
+        assert len(list((tmp_path / "run" / "rows").iterdir())) == files
+
+
 @pytest.mark.parametrize("name, mode", [("rm_bench", "pointwise"), ("judgebench", "pairwise")])
 def test_an_interrupted_run_ends_as_one_that_was_not(name, mode, data_of, tmp_path):
     data = data_of(name)
@@ -142,7 +178,7 @@ def test_a_folder_takes_no_other_judge_and_no_other_data(data_of, tmp_path):
     run_benchmark("rm_bench", data, FakeJudge(), [1], tmp_path / "run")
     before = contents(tmp_path / "run")
     with pytest.raises(ValueError, match=r"seed 0, now 1"):
-        run_benchmark("rm_bench", data, FakeJudge(fingerprint='{"seed": 1}'), [1], tmp_path / "run")
+        run_benchmark("rm_bench", data, FakeJudge(fingerprint={"seed": 1}), [1], tmp_path / "run")
     with pytest.raises(ValueError, match="data"):
         run_benchmark("rm_bench", data.first(2), FakeJudge(), [1], tmp_path / "run")
     assert contents(tmp_path / "run") == before
@@ -184,6 +220,8 @@ def test_infobench_asks_about_recorded_outputs_or_those_of_a_model(tiny_judge, t
     # The tiny judge says neither yes nor no: a chat ends with its first question, and nothing counts as a silent no.
     told = json.loads((tmp_path / "recorded" / "report.json").read_text())
     assert told["num_unparsed"] == told["num_judgments"] == 2
+    every = told["voting"][0]["report"]["policies"][ALL_ASKED][0]
+    assert every["num"] == 4  # two questions each, of which one was asked
     assert main([*command, "--model", str(model), "--out", str(tmp_path / "answered")]) == 0
     assert len((tmp_path / "answered" / "responses.jsonl").read_text().splitlines()) == 2
     capsys.readouterr()
@@ -214,7 +252,7 @@ def test_ifeval_has_a_model_answer_and_goes_on_where_it_was_cut(tiny_judge, tmp_
     assert (run / "responses.jsonl").read_bytes().splitlines()[0] + b"\n" == lines[0]
     wrong = layouts.lines(tmp_path / "wrong.jsonl", [layouts.ifeval_row(5, instruction_id_list=["no:such"])])
     for arguments, message in (
-        ([*command[:3], "--data", str(wrong)], 'prompt 5 of ifeval: instruction_id_list[0]: is "no:such"'),
+        ([*command[:3], "--data", str(wrong)], f'{wrong}:1: instruction_id_list[0]: is "no:such"'),
         (["ifeval", "--data", str(data)], "name who answers"),
         ([*command, "--endpoint", "http://x"], "name who answers"),
         (["ifeval", "--data", str(data), "--endpoint", "http://x"], "--endpoint-model: missing"),

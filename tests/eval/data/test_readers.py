@@ -168,6 +168,9 @@ BROKEN = [
     (read_ifeval, "rows.jsonl", [layouts.ifeval_row(kwargs=[3])], r":1: kwargs\[0\]: is a number"),
     (read_infobench, "rows.jsonl", [layouts.infobench_row(decomposed_questions=[])], ":1: decomposed_q.*: is empty"),
     (read_infobench, "rows.jsonl", [layouts.infobench_row(subset="Easy")], ':1: subset: is "Easy"'),
+    (read_infobench, "rows.jsonl", [layouts.infobench_row(question_label=[["Tone"], []])], r":1: question_label\[0\]"),
+    (read_infobench, "rows.jsonl", [layouts.infobench_row(question_label=[[]])], ":1: question_label: has 1 entries"),
+    (read_ifeval, "rows.jsonl", [layouts.ifeval_row(instruction_id_list=["a:b"])], r":1: instruction_id_list\[0\]: is"),
 ]  # fmt: skip
 
 
