@@ -102,7 +102,7 @@ def test_a_run_that_is_killed_ends_resumed_in_the_same_bytes(moment, example, tm
                 self._out.write(b'{"question": "half')
                 self._out.flush()
             raise Killed
-        add(self, question, drawn)
+        return add(self, question, drawn)
 
     with monkeypatch.context() as broken:
         for module in ("trainer.curate", "trainer.curation.stage_files", "trainer.curation.outputs", "eval.judgments"):
