@@ -8,12 +8,11 @@ recipe of the trainer in a process of its own; one that is there already is not 
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from statistics import fmean, median, stdev
 
 from bench.result_files import write_result
+from bench.training import ROOT, train
 from eval.tables import markdown
 from patarm_core.policy_rows import ResponseExample, row_to_json
 from rollout.contexts import load_pairs, load_rubrics, read_text
@@ -21,7 +20,6 @@ from rollout.text_files import read_records, write_text
 from trainer.machine import machine
 from trainer.over_optimisation import NAME
 
-ROOT = Path(__file__).parent.parent
 RECIPE = ROOT / "trainer" / "recipes" / "quickstart_rlhf.toml"
 RUBRICS = ROOT / "patarm_core" / "embedded" / "rubrics.toml"
 # name: (how the table calls it, the stage whose model it is)
@@ -98,19 +96,7 @@ def _of_seed(judge: str, seed: int, settings: list[str], folder: Path) -> dict[s
 
 
 def _train(folder: Path, settings: list[str]) -> None:
-    """Raises ValueError where the folder holds a run of other settings, or the run fails."""
-    note, asked = folder.with_name(f"{folder.name}.settings.json"), json.dumps(settings, indent=1)
-    if note.is_file() and read_text(note) != asked:
-        raise ValueError(f"{folder}: was made with other settings (see {note.name}); name another --runs")
-    if note.is_file() and (folder / "report.md").is_file():
-        return
-    write_text(note, asked)
-    resume = [f"resume={'true' if (folder / 'recipe.toml').is_file() else 'false'}"]
-    command = [sys.executable, str(ROOT / "trainer" / "main.py"), str(RECIPE), f"out={folder}", *settings, *resume]
-    told = subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    if told.returncode:
-        last = (told.stderr.strip().splitlines() or [f"exit status {told.returncode}, it said nothing"])[-1]
-        raise ValueError(f"{folder}: the run failed: {last}")
+    train([str(RECIPE)], settings, folder)
 
 
 def _result(folder: Path, stage: str) -> dict:

@@ -202,10 +202,11 @@ def _paper(options: argparse.Namespace) -> None:
         raise ValueError(f"--jobs must be at least 1, got {options.jobs}")
     from bench.paper.command import run_paper
     from bench.paper.runs import Scale
+    from bench.training import PYTHON
 
     scale = Scale(
         recipes=tuple(options.recipe.split(",")), settings=tuple(options.settings),
-        launcher=tuple(shlex.split(options.launcher)) or (sys.executable,),
+        launcher=tuple(shlex.split(options.launcher)) or PYTHON,
         threads=max(1, (os.cpu_count() or 1) // options.jobs) if options.jobs > 1 else 0,
     )  # fmt: skip
     without = tuple(filter(None, options.without.split(",")))

@@ -6,13 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench.paper.facts import facts_of
-from bench.paper.findings import FINDINGS, judge
 from bench.paper.page import write_page
 from bench.paper.plan import NEEDS, joined_needs, needs_of
-from bench.paper.report import Experiment, about, as_markdown
+from bench.paper.report import Experiment, about, as_markdown, experiment_of
 from bench.paper.runs import Scale, SeedRuns, run_jobs
 from bench.paper.tables import TABLES
-from bench.paper.times import time_tables
+from bench.paper.times import time_facts
 from bench.result_files import write_result
 from trainer.machine import machine
 
@@ -45,22 +44,19 @@ def run_paper(
     run_jobs([job for runs in of_seeds for job in runs.jobs(joined_needs(list(needs.values())))], side_by_side)
     found = []
     for name in names:
-        if name in TABLES:
-            facts = [facts_of(runs, needs[name]) for runs in of_seeds]
-            said = f"Seeds {', '.join(map(str, seeds))}."
-            experiment = Experiment(name, said, facts, TABLES[name](facts), judge(FINDINGS[name], facts))
-        else:
-            said, tables, facts, judged = time_tables(name)
-            experiment = Experiment(name, said, facts, tables, judged)
+        is_trained = name in TABLES
+        experiment = experiment_of(
+            name, [facts_of(runs, needs[name]) for runs in of_seeds] if is_trained else time_facts(name)
+        )
         found.append(experiment)
         text = as_markdown(experiment)
         print(text, flush=True)
         if out is not None:
-            record = {
+            made_with = {
                 "machine": machine(), "seeds": list(seeds), "recipes": list(scale.recipes),
-                "settings": list(scale.settings), **about(experiment),
+                "settings": list(scale.settings),
             }  # fmt: skip
-            write_result(out, name, text, record)
+            write_result(out, name, text, (made_with if is_trained else {}) | about(experiment))
     if out is not None:
-        write_page(found, out)
+        write_page(out)
     return found

@@ -27,7 +27,8 @@ def facts_of(runs: SeedRuns, needs: Needs) -> dict:
     """
     Returns:
         held_out: by arm and number of votes, shares from 0 to 1: `overall` (the mean of the tasks, as RewardBench's
-            of its sections; ties count 0), `majority` (the same by majority voting), `ties_half`, `margin`, each task;
+            of its sections; ties count 0), `majority` (the same by majority voting), `ties_half` (the same with half
+            of each tie), each task; and `margin`, of all pairs;
         rm_bench: by arm and votes, official numbers; curves: by arm; entropy: by arm, of its first and last steps.
     """
     pairs = load_pairs(runs.file("held_out"), load_rubrics(runs.recipe.prompt.rubrics_file)) if needs.held_out else []
@@ -80,11 +81,13 @@ def voted(judged: Sequence[Judged]) -> dict[str, dict]:
 def _voted(judged: Sequence[Judged], n: int) -> dict:
     tasks = sorted({item.pair.task for item in judged})
     parts = {task: [item for item in judged if item.pair.task == task] for task in tasks}
-    of_task = {task: pair_accuracy(items, n).accuracy for task, items in parts.items()}
+    of_task = {task: pair_accuracy(items, n) for task, items in parts.items()}
     whole = pair_accuracy(judged, n)
     result = {
-        "overall": fmean(of_task.values()), "ties_half": whole.accuracy_ties_half, "margin": whole.margin,
-        "num_pairs": whole.num_pairs, "num_ties": whole.num_ties, "num_unscored": whole.num_unscored, **of_task,
+        "overall": fmean(one.accuracy for one in of_task.values()),
+        "ties_half": fmean(one.accuracy_ties_half for one in of_task.values()), "margin": whole.margin,
+        "num_pairs": whole.num_pairs, "num_ties": whole.num_ties, "num_unscored": whole.num_unscored,
+        **{task: one.accuracy for task, one in of_task.items()},
     }  # fmt: skip
     if isinstance(judged[0], JudgedPair):
         right = {

@@ -51,11 +51,11 @@ def judge(findings: Sequence[Finding], facts: Sequence[Facts]) -> list[Judged]:
 
 def held_out(arm: str, votes: int, key: str = "overall") -> Number:
     """Percent."""
-    return lambda facts: _percent(facts["held_out"].get(arm, {}).get(str(votes), {}).get(key))
+    return percent(lambda facts: facts["held_out"].get(arm, {}).get(str(votes), {}).get(key))
 
 
 def rm_bench(arm: str, votes: int, key: str = "Overall") -> Number:
-    return lambda facts: _percent(facts["rm_bench"].get(arm, {}).get(str(votes), {}).get(key))
+    return percent(lambda facts: facts["rm_bench"].get(arm, {}).get(str(votes), {}).get(key))
 
 
 def minus(first: Number, second: Number) -> Number:
@@ -70,16 +70,26 @@ def fixed(value: float) -> Number:
     return lambda _: value
 
 
-def _percent(share: float | None) -> float | None:
-    return None if share is None else 100 * share
+def percent(share: Number) -> Number:
+    return lambda facts: None if (value := share(facts)) is None else 100 * value
 
 
-def _curve(arm: str, key: str, of: Callable[[list[float]], float]) -> Number:
-    return lambda facts: of(values) if len(values := facts["curves"].get(arm, {}).get(key, [])) > 1 else None
+def on_curve(arm: str, key: str) -> Callable[[Facts], dict[int, float]]:
+    """Step -> what was measured there; a seed may lack a step at which no pair had a score."""
+    return lambda facts: dict(zip((curve := facts["curves"].get(arm, {})).get("step", []), curve.get(key, [])))
 
 
-def _mean_after_start(values: list[float]) -> float:
-    return 100 * fmean(values[1:])
+def at_step(arm: str, key: str, step: int) -> Number:
+    return lambda facts: on_curve(arm, key)(facts).get(step)
+
+
+def _curve(arm: str, key: str, of: Callable[[dict[int, float]], float]) -> Number:
+    """None where the curve has no step 0, or nothing else."""
+    return lambda facts: of(values) if 0 in (values := on_curve(arm, key)(facts)) and len(values) > 1 else None
+
+
+def _mean_after_start(values: dict[int, float]) -> float:
+    return 100 * fmean(value for step, value in values.items() if step)
 
 
 def _entropy_left(arm: str) -> Number:
@@ -131,7 +141,7 @@ FINDINGS: dict[str, list[Finding]] = {
         Finding("and throughout training, mean over dev measurements", "text",
                 minus(_GRADED, _CONSTANT)),
         Finding("the margin between chosen and rejected decreases as training goes on", "text",
-                _curve("patarm", "margin", lambda values: values[0] - values[-1]), "points of score"),
+                _curve("patarm", "margin", lambda values: values[0] - values[max(values)]), "points of score"),
         Finding("f graded keeps a larger margin than f constant, voting@8", "text",
                 lambda facts: _margin_gap(facts), "points of score"),
     ],

@@ -8,9 +8,10 @@ from math import isfinite
 from pathlib import Path
 
 from bench.paper.facts import VOTES
-from bench.paper.findings import Facts, Number, held_out
+from bench.paper.findings import Facts, Number, at_step, held_out
 from bench.paper.plan import NOISE
-from bench.paper.report import RULE, Experiment
+from bench.paper.report import RULE, Experiment, read_experiments
+from bench.paper.tables import steps_of
 from bench.paper.verdict import estimate
 from eval.html_page import html_page, table
 from eval.line_chart import Chart, Curve, svg
@@ -19,8 +20,9 @@ from rollout.text_files import write_text
 _CLASS = {"holds": "good", "does not hold": "bad"}
 
 
-def write_page(experiments: Sequence[Experiment], out: Path) -> None:
-    """Writes report.html and, where matplotlib is, figures.png."""
+def write_page(out: Path) -> None:
+    """Writes report.html and, where matplotlib is, figures.png, of all experiments whose results lie in the folder."""
+    experiments = read_experiments(out)
     charts = {one.name: charts_of(one) for one in experiments}
     head = f"<header><h1>The paper's experiments at this scale</h1>\n<p>{escape(RULE)}</p></header>"
     body = [head, *(_section(one, charts[one.name]) for one in experiments)]
@@ -50,14 +52,14 @@ def charts_of(experiment: Experiment) -> list[Chart]:
     """With the 95 % interval of the seeds at every point, where there are several."""
     facts = experiment.facts
     if experiment.name == "figure3":
-        steps = facts[0]["curves"]["patarm"]["step"]
+        steps = steps_of(facts)
         if len(steps) < 2:
             return []
         arms = (("patarm", "f graded", "c1"), ("constant", "f constant", "c2"))
 
         def curves(key: str) -> list[Curve]:
             return [
-                _curve(label, style, steps, [_at(arm, key, i) for i in range(len(steps))], facts)
+                _curve(label, style, steps, [at_step(arm, key, step) for step in steps], facts)
                 for arm, label, style in arms
             ]
 
@@ -83,10 +85,6 @@ def charts_of(experiment: Experiment) -> list[Chart]:
         ]
         return [Chart("accuracy, %, against votes", curves, (0, VOTES[-1]), [(n, str(n)) for n in VOTES])]
     return []
-
-
-def _at(arm: str, key: str, i: int) -> Number:
-    return lambda facts: facts["curves"][arm][key][i]
 
 
 def _curve(label: str, style: str, xs: Sequence[float], numbers: Sequence[Number], facts: Sequence[Facts]) -> Curve:

@@ -1,13 +1,18 @@
-"""An experiment as Markdown and as JSON."""
+"""An experiment, which is its facts and all that follows from them, as Markdown and as JSON."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
-from bench.paper.findings import Facts, Judged
-from bench.paper.tables import Table, published
+from bench.paper.findings import FINDINGS, Facts, Judged, judge
+from bench.paper.plan import NEEDS
+from bench.paper.tables import TABLES, Table, published
+from bench.paper.times import TIME_FINDINGS, time_tables
 from eval.tables import markdown
+from patarm_core.fields import read_object
+from rollout.contexts import read_text
 
 TITLES = {
     "table1": "Table 1: models on RewardBench and RM-Bench",
@@ -42,6 +47,39 @@ class Experiment:
     def notes(self) -> list[str]:
         """Where the paper's own numbers do not add up."""
         return published()["notes"].get(self.name, [])
+
+
+def experiment_of(name: str, facts: Sequence[Facts]) -> Experiment:
+    """
+    Args:
+        facts: of each seed; of tables 8 and 9 those of `times.time_facts`, which may be none.
+    """
+    if name in TABLES:
+        said = f"Seeds {', '.join(str(of_seed['seed']) for of_seed in facts)}."
+        return Experiment(name, said, facts, TABLES[name](facts), judge(FINDINGS[name], facts))
+    said, tables = time_tables(name, facts)
+    return Experiment(name, said, facts, tables, judge(TIME_FINDINGS[name], facts))
+
+
+def read_experiments(out: Path) -> list[Experiment]:
+    """Those whose records (NAME.json) lie in a folder, in the paper's order.
+
+    Raises:
+        ValueError: one line; a file that is no such record.
+    """
+    found = []
+    for name in NEEDS:
+        file = out / f"{name}.json"
+        if not file.is_file():
+            continue
+        try:
+            found.append(experiment_of(name, read_object(read_text(file))["facts"]))
+        except ValueError as error:
+            raise ValueError(f"{file}: {error}") from None
+        except (KeyError, TypeError, AttributeError) as error:
+            why = f"no facts of {name} ({type(error).__name__} {error})"
+            raise ValueError(f"{file}: {why}; remove it, or have it measured again") from None
+    return found
 
 
 def as_markdown(experiment: Experiment) -> str:

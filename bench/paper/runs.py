@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shlex
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -14,13 +10,12 @@ from pathlib import Path
 
 from bench.paper.plan import ARMS, Arm, Needs, with_starts
 from bench.paper.rows import as_choices, rm_bench_files, without_rubrics
+from bench.training import PYTHON, ROOT, check_run, resolved, run_process, train
 from patarm_core.pairs import judgment_to_json
-from patarm_core.recipe import read_recipe, with_bases
-from rollout.contexts import load_judgments, load_pairs, load_rubrics, read_text
+from rollout.contexts import load_judgments, load_pairs, load_rubrics
 from rollout.text_files import write_text
 from trainer.config import Recipe
 
-ROOT = Path(__file__).parent.parent.parent
 NUM_RM_PROMPTS = 16  # of each task
 
 
@@ -38,13 +33,12 @@ class Scale:
 
     recipes: tuple[str, ...]
     settings: tuple[str, ...] = ()
-    launcher: tuple[str, ...] = (sys.executable,)  # such as torchrun --nproc-per-node 8
+    launcher: tuple[str, ...] = PYTHON  # such as torchrun --nproc-per-node 8
     threads: int = 0  # of each process; 0: as it likes
 
     def recipe(self, *settings: str, before: Sequence[str] = ()) -> Recipe:
         """With settings over those of the user, and others that the user's go over."""
-        texts = {name: text for file in self.recipes for name, text in with_bases(os.path.normpath(file), read_text)}
-        return read_recipe(Recipe, list(texts.items()), [*before, *self.settings, *settings])
+        return resolved(self.recipes, [*before, *self.settings, *settings])
 
 
 class SeedRuns:
@@ -74,6 +68,10 @@ class SeedRuns:
         return self.folder / arm / "rm_bench"
 
     def jobs(self, needs: Needs) -> list[Job]:
+        """
+        Raises:
+            ValueError: a training that is there already is one of another recipe.
+        """
         measured = [*needs.held_out, *needs.rm_bench]
         found = [self._training(ARMS[name]) for name in with_starts(measured)]
         for arm, n in needs.held_out.items():
@@ -93,16 +91,23 @@ class SeedRuns:
 
     def _training(self, arm: Arm) -> Job:
         needs = (arm.start,) if arm.start else ()
+        check_run(self.scale.recipes, self._settings(arm), self.folder / arm.name)
         return self._job(arm.name, self.folder / arm.name / "report.md", needs, lambda: self._train(arm))
 
     def model(self, arm: str) -> Path:
         return self.folder / arm / "models" / ARMS[arm].stage
 
     def _train(self, arm: Arm) -> None:
-        folder = self.folder / arm.name
-        settings = [f"seed={self.seed}", f"out={folder}", f'stages=["{arm.stage}"]', f"mode={arm.mode}"]
-        settings += [f"prompt.rubrics={arm.rubrics}", *arm.settings]
-        settings.append(f"resume={'true' if (folder / 'recipe.toml').is_file() else 'false'}")
+        if self._has_own_rows(arm):
+            rows = load_judgments(self.file("judgments"), load_rubrics(self.recipe.prompt.rubrics_file), "pointwise")
+            rows = as_choices(rows) if arm.mode == "pairwise" else without_rubrics(rows)
+            write_text(Path(self._rows(arm)), "".join(judgment_to_json(row) + "\n" for row in rows))
+        scale = self.scale
+        train(scale.recipes, self._settings(arm), self.folder / arm.name, scale.launcher, scale.threads)
+
+    def _settings(self, arm: Arm) -> list[str]:
+        settings = [*self._small(arm), *self.scale.settings, f"seed={self.seed}", f'stages=["{arm.stage}"]']
+        settings += [f"mode={arm.mode}", f"prompt.rubrics={arm.rubrics}", *arm.settings]
         if not arm.start:
             if self.is_embedded:  # whose held-out pairs are always measured; here one judgment will do
                 settings += [f"data.embedded.seed={self.seed}", "eval.num_judgments=1", "eval.votes=[1]"]
@@ -113,30 +118,18 @@ class SeedRuns:
             settings.append(f"data.held_out={self.file('held_out')}" if arm.is_scalar else 'data.held_out=""')
             rows = f"data.judgments={self._rows(arm)}" if arm.stage == "sft" else f"data.pairs={self.file('pairs')}"
             settings.append(rows)
-        files = list(self.scale.recipes)
-        self._run(
-            [
-                *self.scale.launcher,
-                str(ROOT / "trainer" / "main.py"),
-                *files,
-                *self._small(arm),
-                *self.scale.settings,
-                *settings,
-            ]
-        )
+        return settings
 
     def _small(self, arm: Arm) -> tuple[str, ...]:
         return arm.at_small_scale if self.is_embedded else ()
 
+    def _has_own_rows(self, arm: Arm) -> bool:
+        """SFT on the start's judgments in another form."""
+        return arm.stage == "sft" and bool(arm.start) and (arm.rubrics == "primary" or arm.mode == "pairwise")
+
     def _rows(self, arm: Arm) -> str:
-        """The start's judgments in the arm's form."""
-        if arm.rubrics != "primary" and arm.mode == "pointwise":
-            return self.file("judgments")
-        rows = load_judgments(self.file("judgments"), load_rubrics(self.recipe.prompt.rubrics_file), "pointwise")
-        rows = as_choices(rows) if arm.mode == "pairwise" else without_rubrics(rows)
-        file = self.folder / f"{arm.name}.jsonl"
-        write_text(file, "".join(judgment_to_json(row) + "\n" for row in rows))
-        return str(file)
+        """The file of the judgments that SFT reads."""
+        return str(self.folder / f"{arm.name}.jsonl") if self._has_own_rows(arm) else self.file("judgments")
 
     def _judge(self, arm: str, n: int) -> None:
         options = ["--data", self.file("held_out"), "--votes", str(n), "--out", str(self.held_out(arm))]
@@ -163,16 +156,7 @@ class SeedRuns:
 
     def _evaluate(self, command: str, arm: str, options: Sequence[str], how: Sequence[str]) -> None:
         model = ["--model", str(self.model(arm)), "--seed", str(self.seed), "--dtype", self.recipe.model.dtype]
-        self._run([sys.executable, str(ROOT / "eval" / "main.py"), command, *model, *options, *how])
-
-    def _run(self, command: Sequence[str]) -> None:
-        environment = dict(os.environ)
-        if self.scale.threads:
-            environment |= {"OMP_NUM_THREADS": str(self.scale.threads)}
-        told = subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-        if told.returncode:
-            last = (told.stderr.strip().splitlines() or ["it said nothing"])[-1]
-            raise ValueError(f"{shlex.join(command)}: failed with status {told.returncode}: {last}")
+        run_process([*PYTHON, str(ROOT / "eval" / "main.py"), command, *model, *options, *how], self.scale.threads)
 
 
 def run_jobs(jobs: Sequence[Job], side_by_side: int, tell: Callable[[str], None] = print) -> None:

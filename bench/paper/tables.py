@@ -10,7 +10,7 @@ from math import isinf
 from pathlib import Path
 
 from bench.paper.facts import VOTES
-from bench.paper.findings import Facts, Number, held_out, rm_bench
+from bench.paper.findings import Facts, Number, at_step, held_out, on_curve, percent, rm_bench
 from bench.paper.plan import ARMS, NOISE
 from bench.paper.verdict import estimate
 from patarm_core.embedded.tasks import TASKS
@@ -110,21 +110,20 @@ def _table4(facts: Sequence[Facts]) -> list[Table]:
 
 def _figure3(facts: Sequence[Facts]) -> list[Table]:
     rows = [["after step", "accuracy, f graded", "f constant", "margin, f graded", "f constant"]]
-    steps = facts[0]["curves"]["patarm"]["step"]
-
-    def at(arm: str, key: str, i: int, scale: float) -> Number:
-        return lambda of_seed: scale * of_seed["curves"][arm][key][i]
-
-    for i, step in enumerate(steps):
-        numbers = [at(arm, "accuracy", i, 100) for arm in ("patarm", "constant")]
-        margins = [at(arm, "margin", i, 1) for arm in ("patarm", "constant")]
-        rows.append(
-            [str(step), *(cell(n, facts) for n in numbers), *(cell(n, facts, ".2f") for n in margins)]
-        )  # fmt: skip
+    for step in steps_of(facts):
+        shares = [percent(at_step(arm, "accuracy", step)) for arm in ("patarm", "constant")]
+        margins = [at_step(arm, "margin", step) for arm in ("patarm", "constant")]
+        rows.append([str(step), *(cell(n, facts) for n in shares), *(cell(n, facts, ".2f") for n in margins)])
     end = [["in the end, held-out pairs", "accuracy, voting@8", "margin"]]
     for arm, label in (("patarm", "f graded"), ("constant", "f constant")):
         end.append([label, cell(held_out(arm, 8), facts), cell(_plain(arm, 8, "margin"), facts, ".2f")])
     return [Table("Dev pairs over the steps of RL, percent and points of score", rows), Table("Held-out pairs", end)]
+
+
+def steps_of(facts: Sequence[Facts]) -> list[int]:
+    """At which figure 3 has a measurement, of any seed."""
+    arms = ("patarm", "constant")
+    return sorted({step for of_seed in facts for arm in arms for step in on_curve(arm, "accuracy")(of_seed)})
 
 
 def _figure4(facts: Sequence[Facts]) -> list[Table]:
@@ -137,11 +136,11 @@ def _figure4(facts: Sequence[Facts]) -> list[Table]:
             "-",
         ]
     )
-    for percent in (0, *NOISE):
-        patarm, bt = (name if not percent else f"{name}_noise{percent}" for name in ("patarm", "bt"))
+    for flipped in (0, *NOISE):
+        patarm, bt = (name if not flipped else f"{name}_noise{flipped}" for name in ("patarm", "bt"))
         numbers = [held_out(patarm, 1), held_out(patarm, 8), held_out(patarm, 8, "ties_half")]
         numbers += [held_out(bt, 1), held_out(bt, 1, "ties_half")]
-        rows.append([f"{percent} %", *(cell(number, facts) for number in numbers)])
+        rows.append([f"{flipped} %", *(cell(number, facts) for number in numbers)])
     return [Table("The same flips for both, percent", rows), published_table("figure4")]
 
 

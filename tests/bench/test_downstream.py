@@ -1,9 +1,6 @@
 """The table of policies; the runs behind it are the trainer's, tested there."""
 
 import json
-from types import SimpleNamespace
-
-import pytest
 
 from bench import downstream
 from bench.downstream import METHODS, _table
@@ -27,32 +24,6 @@ def test_means_and_deviations_over_seeds_and_the_ratio_of_steps():
     assert len([line for line in lines if line.startswith("| ")]) == 1 + len(METHODS)
     assert "takes 1.50 times as long" in lines[-2] and "seeds 3, 4" in lines[0]
     assert "right on 60.0% of" in lines[-1] and "RL, PaTaRM 1 of 2" in lines[-1]
-
-
-def test_a_run_that_is_there_is_taken_if_it_is_of_the_same_settings(tmp_path, monkeypatch):
-    folder, started = tmp_path / "base", []
-
-    def run(command, **_):
-        started.append(command[3:])
-        folder.mkdir(exist_ok=True)
-        (folder / ("report.md" if len(started) > 1 else "recipe.toml")).write_text("")
-        return SimpleNamespace(returncode=0 if len(started) > 1 else 1, stderr="error: too hot\n")
-
-    monkeypatch.setattr(downstream.subprocess, "run", run)
-    with pytest.raises(ValueError, match="base: the run failed: error: too hot"):
-        downstream._train(folder, ["seed=1"])
-    for _ in range(2):
-        downstream._train(folder, ["seed=1"])
-    assert started == [[f"out={folder}", "seed=1", f"resume={resumed}"] for resumed in ("false", "true")]
-    with pytest.raises(ValueError, match="base: was made with other settings"):
-        downstream._train(folder, ["seed=2"])
-
-
-def test_a_run_that_ends_without_a_word_is_told(tmp_path, monkeypatch):
-    silent = SimpleNamespace(returncode=-9, stderr="")
-    monkeypatch.setattr(downstream.subprocess, "run", lambda command, **_: silent)
-    with pytest.raises(ValueError, match="base: the run failed: exit status -9, it said nothing"):
-        downstream._train(tmp_path / "base", ["seed=1"])
 
 
 def test_a_run_without_a_reference_or_with_a_skipped_step_has_a_row(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from html import escape
 from math import inf
 from random import Random
 
@@ -15,18 +16,21 @@ from bench.paper.facts import read_judged, voted
 from bench.paper.findings import FINDINGS, judge
 from bench.paper.page import write_page
 from bench.paper.plan import ARMS, NEEDS, joined_needs, needs_of, with_starts
-from bench.paper.report import Experiment, as_markdown
+from bench.paper.report import TITLES, about, as_markdown, experiment_of, read_experiments
 from bench.paper.rows import FILES, STYLES, as_choices, rm_bench_files, without_rubrics
 from bench.paper.runs import Job, Scale, SeedRuns, run_jobs
 from bench.paper.tables import TABLES, published
-from bench.paper.times import time_tables
+from bench.paper.times import time_facts
 from bench.paper.verdict import estimate, verdict
+from bench.result_files import write_result
+from bench.training import resolved
 from eval.data.rm_bench import read_rm_bench
 from patarm_core.benchmarks.rm_bench import identity_gap
 from patarm_core.embedded.splits import EmbeddedConfig, make_splits
 from patarm_core.embedded.tasks import answers_of, check, polish_of
 from patarm_core.judgment import parse
 from patarm_core.pairs import Pair
+from patarm_core.recipe import to_toml
 
 VALUES = st.lists(st.floats(-100, 100, allow_nan=False), min_size=1, max_size=12)
 SPLITS = make_splits(EmbeddedConfig(num_sft_pairs=20, num_rl_pairs=0, num_dev_pairs=0, num_held_out_pairs=24))
@@ -141,6 +145,8 @@ def test_votes_come_from_one_set_of_judgments():
     assert list(found) == ["1", "2"]
     assert found["1"]["chat"] == 0.5 and found["1"]["overall"] == 0.75 and found["1"]["num_unscored"] == 1
     assert found["2"]["chat"] == 0.5 and found["2"]["majority"] == 0.75
+    uneven = _records(pairs[0], [5], [5]) + _records(pairs[1], [5], [5]) + _records(pairs[2], [9], [1])
+    assert voted(read_judged(uneven, pairs))["1"]["ties_half"] == 0.75  # of chat .5, of math 1: the mean of tasks
     scalar = voted(
         read_judged(
             [
@@ -185,10 +191,7 @@ def _made_up(seed: int) -> dict:
 
 def test_tables_and_verdicts_of_made_up_runs():
     facts = [_made_up(seed) for seed in range(3)]
-    texts = {
-        name: as_markdown(Experiment(name, "Seeds.", facts, TABLES[name](facts), judge(FINDINGS[name], facts)))
-        for name in TABLES
-    }
+    texts = {name: as_markdown(experiment_of(name, facts)) for name in TABLES}
     assert (
         "- holds: RL lifts the pointwise judge above SFT alone on RewardBench, voting@1 (78.3 → 84.2" in texts["table1"]
     )
@@ -207,13 +210,42 @@ def test_what_was_left_out_is_not_measured_and_breaks_nothing(tmp_path):
     for of_seed in facts:
         for arm in [arm for arm in of_seed["held_out"] if arm.startswith(("bt", "patarm_noise100"))]:
             del of_seed["held_out"][arm]
-    judged = judge(FINDINGS["figure4"], facts)
-    experiment = Experiment("figure4", "Seeds.", facts, TABLES["figure4"](facts), judged)
-    text = as_markdown(experiment)
+    experiment = experiment_of("figure4", facts)
+    text, judged = as_markdown(experiment), experiment.judged
     assert "| 100 % | - | - | - | - | - |" in text and "- not measured: at 50 % BTRM is near chance" in text
     assert sum(one.word is None for one in judged) == 6
-    write_page([experiment], tmp_path)
+    write_result(tmp_path, "figure4", text, about(experiment))
+    write_page(tmp_path)
     assert "not measured" in (tmp_path / "report.html").read_text()
+
+
+def test_the_page_shows_all_results_of_its_folder_as_they_were_written(tmp_path):
+    for number, name in enumerate(TABLES):  # each by another command, of other seeds
+        experiment = experiment_of(name, [_made_up(seed) for seed in range(number, number + 3)])
+        write_result(tmp_path, name, as_markdown(experiment), about(experiment))
+    for name in ("table8", "table9"):
+        write_result(tmp_path, name, "", about(experiment_of(name, time_facts(name))))
+    again = read_experiments(tmp_path)
+    assert [one.name for one in again] == list(NEEDS)
+    for one in again[: len(TABLES)]:
+        assert as_markdown(one) + "\n" == (tmp_path / f"{one.name}.md").read_text()
+    write_page(tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    assert all(escape(TITLES[name]) in page for name in NEEDS) and page.count("<svg") == 4
+    (tmp_path / "table3.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"table3\.json: no facts of table3 .*; remove it") as told:
+        write_page(tmp_path)
+    assert "\n" not in str(told.value)
+
+
+def test_a_seed_that_lacks_a_measurement_moves_no_other_one():
+    facts = [_made_up(0), _made_up(0)]
+    facts[1]["curves"] = {arm: {"step": [0, 20], "accuracy": [0.5, 0.8], "margin": [0.1, 2.0]} for arm in ARMS}
+    rows = experiment_of("figure3", facts).tables[0].rows
+    assert [row[:2] for row in rows[1:]] == [["0", "50.0 ± 0.0"], ["10", "70.0"], ["20", "80.0 ± 0.0"]]
+    facts[1]["curves"] = {arm: {"step": [10, 20], "accuracy": [0.7, 0.8], "margin": [1.0, 2.0]} for arm in ARMS}
+    decreases = next(one for one in judge(FINDINGS["figure3"], facts) if "decreases" in one.finding.claim)
+    assert decreases.values == [pytest.approx(-1.9)]  # of the seed that has a step 0
 
 
 def test_an_arm_is_measured_with_the_same_votes_by_every_experiment():
@@ -226,17 +258,18 @@ def test_an_arm_is_measured_with_the_same_votes_by_every_experiment():
 
 
 def test_times_are_read_where_they_were_measured(tmp_path):
-    said, tables, _, judged = time_tables("table8")
-    assert said == "3 timed turns of `bench/main.py step`, which stand for the seeds."
-    assert tables[0].rows[3][0] == "4" and tables[0].rows[3][3:] == ["125", "1.00"]
-    assert judged[0].word is not None
-    said, tables, facts, judged = time_tables("table9", tmp_path / "downstream.json")
-    assert said == "Not measured." and facts == [] and {one.word for one in judged} == {None}
+    table8 = experiment_of("table8", time_facts("table8"))
+    assert table8.said == "3 timed turns of `bench/main.py step`, which stand for the seeds."
+    assert "6.6 M parameters, lengths divided by 12, " in table8.tables[0].caption
+    assert table8.tables[0].rows[3][0] == "4" and table8.tables[0].rows[3][3:] == ["125", "1.00"]
+    assert table8.judged[0].word is not None
+    table9 = experiment_of("table9", time_facts("table9", tmp_path / "downstream.json"))
+    assert table9.said == "Not measured." and table9.facts == [] and {one.word for one in table9.judged} == {None}
     runs = [{"scalar": {"step_s": 1.0}, "judge": {"step_s": 1.2 + seed / 100}} for seed in range(3)]
     (tmp_path / "downstream.json").write_text(json.dumps({"runs": runs}))
-    said, tables, _, judged = time_tables("table9", tmp_path / "downstream.json")
-    assert said.startswith("3 seeds") and tables[0].rows[1][:2] == ["ours", "1.00 ± 0.00"]
-    assert [one.word for one in judged] == ["holds"] * 2
+    table9 = experiment_of("table9", time_facts("table9", tmp_path / "downstream.json"))
+    assert table9.said.startswith("3 seeds") and table9.tables[0].rows[1][:2] == ["ours", "1.00 ± 0.00"]
+    assert [one.word for one in table9.judged] == ["holds"] * 2
 
 
 # Runs
@@ -286,6 +319,22 @@ def test_a_failed_run_is_one_line_with_its_cause(tmp_path):
     scale = Scale(recipes=("bench/paper/embedded.toml",), settings=("sft.steps=-1",))
     with pytest.raises(ValueError, match="steps=-1 must be at least 0"):
         SeedRuns(scale, 0, tmp_path)
+
+
+def test_a_folder_of_other_settings_is_refused_before_anything_is_made(tmp_path):
+    """Finished or not: nothing of a run with other settings gets into the tables."""
+    scale = Scale(recipes=("bench/paper/embedded.toml",))
+    runs = SeedRuns(scale, 0, tmp_path)
+    for arm in ("sft", "patarm"):
+        (tmp_path / arm).mkdir()
+        recipe = resolved(scale.recipes, [*runs._settings(ARMS[arm]), f"out={tmp_path / arm}"])
+        (tmp_path / arm / "recipe.toml").write_text(to_toml(recipe))
+        (tmp_path / arm / "report.md").touch()
+    needs = needs_of("figure5")
+    assert not any(job.name == "seed 0, patarm" and not job.result.is_file() for job in runs.jobs(needs))
+    other = SeedRuns(Scale(recipes=scale.recipes, settings=("grpo.steps=31",)), 0, tmp_path)
+    with pytest.raises(ValueError, match=r"recipe\.toml: grpo\.steps: the run began with 30, not with 31"):
+        other.jobs(needs)
 
 
 @pytest.mark.parametrize(
