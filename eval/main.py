@@ -14,6 +14,7 @@ import sys
 from eval.aggregate_command import add_aggregate_command
 from eval.run_command import add_run_commands
 from rollout.mistakes import tell
+from rollout.options import add_engine_options, add_form_options, add_seed_option
 
 EPILOG = "A tie and an unscored pair count as wrong; both are shown. Intervals are 95 % Wilson intervals."
 
@@ -31,15 +32,11 @@ def main(arguments: list[str]) -> int:
     pairs.add_argument(
         "--mode", default="pointwise", choices=("pointwise", "pairwise"), help="score responses, or choose between two"
     )
-    pairs.add_argument("--rubrics", default="adaptive", choices=("adaptive", "primary", "generated"))
-    pairs.add_argument("--template", default="full", choices=("full", "bare"))
-    pairs.add_argument("--rubrics-file", default="", help="primary rubrics; default: the paper's")
-    pairs.add_argument("--max-context-tokens", type=int, default=8192)
-    pairs.add_argument("--max-completion-tokens", type=int, default=4096)
-    pairs.add_argument("--temperature", type=float, default=1.0)
-    pairs.add_argument("--seed", type=int, default=0)
-    pairs.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
-    pairs.add_argument("--max-rows", type=int, default=512, help="judgments decoded side by side")
+    add_form_options(pairs)
+    pairs.add_argument("--max-completion-tokens", type=int, default=4096, help="of a judgment (default: 4096)")
+    pairs.add_argument("--temperature", type=float, default=1.0, help="0: greedy (default: 1)")
+    add_seed_option(pairs)
+    add_engine_options(pairs, max_rows=512)
     pairs.add_argument("--out", default="", help="new file for every judgment, as JSON lines")
     pairs.set_defaults(run=_run_pairs)
     add_run_commands(commands)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from eval.data.items import Data
+from rollout.options import add_engine_options, add_seed_option
 
 if TYPE_CHECKING:
     from eval.judges.form import Form
@@ -52,11 +53,9 @@ def add_run_commands(commands: argparse._SubParsersAction) -> None:
     ifeval.set_defaults(run=_run_ifeval)
     for command in (infobench, ifeval):
         command.add_argument("--max-completion-tokens", type=int, default=2048, help="of a response")
-        command.add_argument("--max-context-tokens", type=int, default=8192)
         command.add_argument("--temperature", type=float, default=0.0, help="of responses; 0: greedy, as published")
-        command.add_argument("--seed", type=int, default=0)
-        command.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
-        command.add_argument("--max-rows", type=int, default=256, help="decoded side by side")
+        add_seed_option(command)
+        add_engine_options(command)
         add_endpoint_options(command)
         command.set_defaults(order="drawn")  # one text is read at a time
 

@@ -24,18 +24,18 @@ def main(arguments: list[str]) -> int:
     )
     commands = parser.add_subparsers(dest="command", required=True)
     score = commands.add_parser("score", help="score responses from 0 to 10: the mean of the valid judgments")
-    score.add_argument("--response")
+    score.add_argument("--response", help="to --prompt; or --data")
     score.set_defaults(run=_score)
     compare = commands.add_parser("compare", help="say which of two responses is better")
-    compare.add_argument("--response-a")
-    compare.add_argument("--response-b")
+    compare.add_argument("--response-a", help="to --prompt; or --data")
+    compare.add_argument("--response-b", help="the other one")
     compare.add_argument(
         "--method", default="mean", choices=("mean", "majority", "pairwise"),
         help="compare mean scores, let paired judgments vote, or show both responses to the judge at once",
     )  # fmt: skip
     compare.set_defaults(run=_compare)
     for command in (score, compare):
-        command.add_argument("--prompt")
+        command.add_argument("--prompt", help="what was asked")
         command.add_argument("--task", help="of what names none (default: chat)")
         command.add_argument("--data", help="JSON lines to judge")
         command.add_argument("--out", help="new file for these lines with their judgments; a run that was cut goes on")
@@ -44,12 +44,12 @@ def main(arguments: list[str]) -> int:
     serve = commands.add_parser(
         "serve", help="serve the judge over HTTP; /v1 is OpenAI-compatible, see rollout/server.py"
     )
-    serve.add_argument("--host", default="127.0.0.1")
+    serve.add_argument("--host", default="127.0.0.1", help="0.0.0.0: reached from elsewhere, too (default: 127.0.0.1)")
     serve.add_argument("--port", type=int, default=8000, help="0: any that is free")
     serve.add_argument("--model-name", default="", help="what clients call the model (default: its folder's name)")
     serve.add_argument("--api-key-file", default="", help="holds the key that clients must send; default: none")
     serve.add_argument("--max-open-requests", type=int, default=256, help="running and waiting; more are refused (429)")
-    serve.add_argument("--max-body-bytes", type=int, default=1 << 20)
+    serve.add_argument("--max-body-bytes", type=int, default=1 << 20, help="of one request (default: 1 MiB)")
     serve.add_argument("--max-n", type=int, default=64, help="completions or judgments of one request")
     serve.add_argument("--request-timeout", type=float, default=600.0, help="seconds")
     serve.add_argument(

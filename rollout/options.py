@@ -9,24 +9,46 @@ if TYPE_CHECKING:
     from rollout.judge import Judge
 
 
+def add_form_options(parser: argparse._ActionsContainer) -> None:
+    """How a judge of PaTaRM's is asked."""
+    parser.add_argument(
+        "--rubrics", default="adaptive", choices=("adaptive", "primary", "generated"),
+        help="adaptive: those given and those that the judge writes; primary or generated: one kind alone",
+    )  # fmt: skip
+    parser.add_argument(
+        "--template", default="full", choices=("full", "bare"), help="bare: without instructions, as in the quickstart"
+    )
+    parser.add_argument("--rubrics-file", default="", help="primary rubrics; default: the paper's")
+
+
+def add_engine_options(parser: argparse._ActionsContainer, max_rows: int = 256) -> None:
+    parser.add_argument(
+        "--max-context-tokens", type=int, default=8192, help="a longer context is a mistake (default: 8192)"
+    )
+    parser.add_argument(
+        "--dtype", default="float32", choices=("float32", "bfloat16"), help="of the weights (default: float32)"
+    )
+    parser.add_argument("--max-rows", type=int, default=max_rows, help=f"decoded side by side (default: {max_rows})")
+
+
+def add_seed_option(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument("--seed", type=int, default=0, help="of what is drawn (default: 0)")
+
+
 def add_judge_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, help="a Hugging Face directory, such as runs/quickstart/models/grpo")
     parser.add_argument("--votes", type=int, default=1, help="judgments per response")
-    parser.add_argument("--rubrics", default="adaptive", choices=("adaptive", "primary", "generated"))
-    parser.add_argument("--template", default="full", choices=("full", "bare"))
-    parser.add_argument("--rubrics-file", default="", help="primary rubrics; default: the paper's")
-    parser.add_argument("--max-context-tokens", type=int, default=8192)
+    add_form_options(parser)
     parser.add_argument(
         "--max-completion-tokens",
         type=int,
         default=4096,
         help="of a judgment; fewer where the context leaves less room",
     )
-    parser.add_argument("--temperature", type=float, default=1.0)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--temperature", type=float, default=1.0, help="0: greedy (default: 1)")
+    add_seed_option(parser)
     parser.add_argument("--well-formed", action="store_true", help="draw only tokens that keep a judgment well-formed")
-    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
-    parser.add_argument("--max-rows", type=int, default=256, help="judgments decoded side by side")
+    add_engine_options(parser)
 
 
 def load_judge(options: argparse.Namespace) -> Judge:

@@ -24,7 +24,7 @@ from eval.judges.patarm import patarm_form
 from patarm_core.fields import FieldError, Fields, read_object
 from patarm_core.judgment import RubricSetting
 from rollout.contexts import load_rubrics, read_text
-from rollout.options import model_files
+from rollout.options import add_engine_options, add_form_options, add_seed_option, model_files
 
 if TYPE_CHECKING:
     from eval.judges.endpoint import EndpointJudge
@@ -47,21 +47,17 @@ def add_judge_options(parser: argparse.ArgumentParser) -> None:
     what.add_argument(
         "--order", default="drawn", choices=("drawn", "both", "given"), help="pairwise: which response is read first"
     )
-    what.add_argument("--rubrics", default="adaptive", choices=("adaptive", "primary", "generated"))
-    what.add_argument("--template", default="full", choices=("full", "bare"), help="of the judge patarm")
-    what.add_argument("--rubrics-file", default="", help="primary rubrics; default: the paper's")
+    add_form_options(what)
     what.add_argument("--prompt-file", default="", help="TOML: pointwise, pairwise, system, opening of a baseline")
     drawing = parser.add_argument_group("judgments", "defaults are the judge's own")
-    drawing.add_argument("--temperature", type=float)
-    drawing.add_argument("--top-p", type=float)
-    drawing.add_argument("--top-k", type=int)
-    drawing.add_argument("--max-completion-tokens", type=int)
-    drawing.add_argument("--seed", type=int, default=0)
+    drawing.add_argument("--temperature", type=float, help="0: greedy")
+    drawing.add_argument("--top-p", type=float, help="the share of probability that is drawn from")
+    drawing.add_argument("--top-k", type=int, help="the number of tokens that are drawn from")
+    drawing.add_argument("--max-completion-tokens", type=int, help="of a judgment")
+    add_seed_option(drawing)
     here = parser.add_argument_group("a model on disk")
-    here.add_argument("--max-context-tokens", type=int, default=8192)
     here.add_argument("--well-formed", action="store_true", help="patarm: draw only tokens that keep the format")
-    here.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
-    here.add_argument("--max-rows", type=int, default=256, help="judgments decoded side by side")
+    add_engine_options(here)
     here.add_argument("--trust-remote-code", action="store_true", help="scalar: run code that the directory holds")
     add_endpoint_options(parser)
 
@@ -72,11 +68,11 @@ def add_endpoint_options(parser: argparse.ArgumentParser) -> None:
     there.add_argument("--endpoint-model", default="", help="its name there")
     there.add_argument("--api-key-env", default="", help="the environment variable that holds the key")
     there.add_argument("--concurrency", type=int, default=8, help="requests that are open at a time")
-    there.add_argument("--requests-per-minute", type=float)
+    there.add_argument("--requests-per-minute", type=float, help="at most; default: as fast as they are answered")
     there.add_argument("--timeout", type=float, default=120.0, help="seconds for one reply")
     there.add_argument("--max-tries", type=int, default=6, help="of one request")
-    there.add_argument("--price-in", type=float, help="of a million tokens, for the estimate")
-    there.add_argument("--price-out", type=float)
+    there.add_argument("--price-in", type=float, help="of a million tokens that are read, for the estimate")
+    there.add_argument("--price-out", type=float, help="of a million tokens that are written")
     there.add_argument("--endpoint-extra", default="", help="JSON: more fields of every request; null leaves one out")
 
 
