@@ -9,6 +9,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a Hugging Face directory; never asks a hub."""
+    if not Path(path).is_dir():
+        raise ValueError(f"{path}: no such folder; a model is a Hugging Face directory with its tokenizer")
     if not any((Path(path) / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
         raise ValueError(f"{path}: no tokenizer.json; a model directory holds its tokenizer")
     try:

@@ -389,6 +389,8 @@ def test_refuses_a_directory_without_a_tokenizer(tmp_path):
     save_decoder(decoder(), tmp_path)
     with pytest.raises(ValueError, match=r"no tokenizer\.json; a model directory holds its tokenizer$"):
         load_tokenizer(tmp_path)
+    with pytest.raises(ValueError, match="nowhere: no such folder; a model is a Hugging Face directory"):
+        load_tokenizer(tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize(
