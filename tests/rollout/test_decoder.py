@@ -3,13 +3,16 @@
 B sequences   T positions   V vocabulary
 """
 
+from functools import cache
 from itertools import combinations
 
 import pytest
 import torch
 from torch import nn
+from torch.distributed._composable import checkpoint
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
+from kernels import fused
 from rollout.decoder import Decoder, Linear, RMSNorm, all_logits, causal_attention, init_weights_
 from rollout.families import FAMILIES
 from rollout.rope import LinearRope, Llama3Rope, YarnRope
@@ -230,3 +233,32 @@ def test_weights_that_lie_side_by_side_are_multiplied_as_one(model_type, monkeyp
     for name, module in decoder.named_modules():
         module.is_last = name.endswith(("o_proj", "down_proj"))  # the others are not called one by one
     torch.testing.assert_close(logits(decoder, token_BT, position_BT), separate_BTV)
+
+
+def test_blocks_that_are_compiled_between_products_have_the_same_gradients_when_checkpointed(monkeypatch):
+    """As on a GPU (`kernels.fused`), but without torch's code generator."""
+    model = random_decoder(config(vocab_size=60, num_hidden_layers=2)).double()
+    token_BL = torch.arange(24)[None] % 60
+
+    def gradients() -> list[torch.Tensor]:
+        logits_BLV = model(token_BL, torch.arange(24)[None], causal_attention, all_logits)
+        return torch.autograd.grad(logits_BLV.logsumexp(-1).sum(), list(model.parameters()))
+
+    plain = gradients()
+
+    @cache
+    def compiled(definition):
+        return torch.compile(definition, fullgraph=True, backend="aot_eager_decomp_partition")
+
+    calls = []
+    monkeypatch.setattr(fused, "_plain", lambda definition, *_: calls.append(definition) or compiled(definition))
+    monkeypatch.setattr(fused, "_norm_rotary_cpu", lambda *arguments: fused._plain(fused.norm_rotary_ref)(*arguments))
+    for is_checkpointed in (False, True):
+        if is_checkpointed:
+            for block in model.layers:
+                checkpoint(block)
+        num_before = len(calls)
+        for ours, right in zip(gradients(), plain, strict=True):
+            torch.testing.assert_close(ours, right, rtol=1e-9, atol=1e-12)
+        assert {definition.__name__ for definition in calls} >= {"swiglu_ref", "norm_rotary_ref", "rms_norm_ref"}
+    assert len(calls) - num_before > num_before  # the second time, forward ran twice
