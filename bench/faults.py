@@ -26,6 +26,7 @@ from trainer.machine import machine
 
 ROOT = Path(__file__).parent.parent
 RECIPE = ROOT / "trainer" / "recipes" / "quickstart.toml"
+_RUBRICS, _RUBRICS_FILE = "prompt.rubrics_file", Path("patarm_core", "embedded", "rubrics.toml")
 # Both stages with checkpoints, dev measurements and an end of an epoch within; GRPO saves at every boundary.
 TINY = {
     "data.embedded.num_sft_pairs": 48, "data.embedded.num_rl_pairs": 12, "data.embedded.num_dev_pairs": 4,
@@ -35,7 +36,7 @@ TINY = {
     "sft.rows_per_step": 16, "sft.dev_every": 2, "sft.checkpoint_every": 2, "grpo.steps": 0, "grpo.epochs": 2,
     "grpo.pairs_per_step": 4, "grpo.inner_epochs": 2, "grpo.dev_every": 2, "grpo.checkpoint_every": 1,
     "eval.num_judgments": 2, "eval.votes": [1, 2], "eval.num_dev_judgments": 2,
-    "prompt.rubrics_file": str(ROOT / "patarm_core" / "embedded" / "rubrics.toml"),
+    _RUBRICS: str(ROOT / _RUBRICS_FILE),
 }  # fmt: skip
 ANY = "any moment"
 EPOCH_END = "an epoch's end"  # from when its last step is logged to the next rollout
@@ -96,7 +97,12 @@ def run_faults(num_kills: int, seed: int, out: Path | None) -> list[Kill]:
     text = table(kills, total_s, seed)
     print(text)
     if out is not None:
-        record = {"machine": machine(), "seed": seed, "unbroken_s": total_s, "recipe": TINY}
+        record = {
+            "machine": machine(),
+            "seed": seed,
+            "unbroken_s": total_s,
+            "recipe": TINY | {_RUBRICS: str(_RUBRICS_FILE)},
+        }
         record["kills"] = [asdict(kill) for kill in kills]
         write_result(out, "faults", text, record)
     if wrong := [kill for kill in kills if not kill.is_exact]:
