@@ -16,13 +16,19 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
+from bench.step_ours import leaves_of
+from bench.step_workload import pair_work
 from kernels import fused
 from kernels.grpo_loss import grpo_loss
 from kernels.linear_logprob import linear_logprob
 from kernels.linear_sample import linear_sample
 from kernels.paged_attention import SharedPrefix, paged_attention
 from kernels.sample import sample
+from kernels.tree_attention import tree_attention_ref
+from trainer.token_tree import MicroBatch, TokenTree
+from trainer.tree_attention import subtree_ends, tree_attention
 
 Outputs = dict[str, Tensor]
 Form = Callable[[], Outputs]
@@ -183,6 +189,50 @@ def paged_attention_case(
     num_bytes = (G * prefix + B * own) * 2 * K * C * q_BHC.itemsize + 2 * q_BHC.nbytes
     inputs = {"q": q_BHC, "key_pages": key_NPKC, "value_pages": value_NPKC}
     return Case(inputs, forms, num_bytes, 4 * B * H * C * (prefix + own))
+
+
+def tree_attention_case(
+    device: str, pairs: int, n: int, shorten: float, H: int, K: int, C: int, dtype: torch.dtype
+) -> Case:
+    """Forward and backward over the trees of a training step, all in one layout."""
+    random = torch.Generator(device).manual_seed(0)
+    trees = [TokenTree.of(leaves) for leaves in leaves_of(pair_work(pairs, n, shorten, _V))]
+    batch = MicroBatch.of(trees, torch.device(device))
+    end_L = torch.from_numpy(subtree_ends(batch.nodes)).to(device)
+    L = len(end_L)
+    q_1LHC, k_1LKC, v_1LKC = (_normal(random, 1, L, x, C, dtype=dtype).requires_grad_() for x in (H, K, K))
+    do_1LHC, attend = _normal(random, 1, L, H, C, dtype=dtype), tree_attention(batch.nodes, torch.device(device))
+
+    def run(form: Callable) -> Outputs:
+        o_1LHC = form(q_1LHC, k_1LKC, v_1LKC)
+        gradients = torch.autograd.grad(o_1LHC, (q_1LHC, k_1LKC, v_1LKC), do_1LHC)
+        return {"o": o_1LHC.detach()} | dict(zip(("dq", "dk", "dv"), gradients, strict=True))
+
+    def masked(q_1LHC: Tensor, k_1LKC: Tensor, v_1LKC: Tensor) -> Tensor:
+        return tree_attention_ref(q_1LHC[0], k_1LKC[0], v_1LKC[0], end_L)[None]
+
+    forms = {"ours": partial(run, partial(attend, 0)), "torch": partial(run, masked)}
+    if device == "cuda":
+        forms["flex_attention"] = partial(run, _flex(end_L))
+    num_pairs = sum(tree.num_attention_pairs for tree in trees)
+    inputs = {"q": q_1LHC, "k": k_1LKC, "v": v_1LKC}
+    # Forward reads q, k, v and writes o; backward reads these four and do, and writes dq, dk, dv.
+    num_bytes = 6 * q_1LHC.nbytes + 3 * (k_1LKC.nbytes + v_1LKC.nbytes)
+    return Case(inputs, forms, num_bytes, 14 * H * C * num_pairs)
+
+
+def _flex(end_L: Tensor) -> Callable:
+    """Compiled for this length alone."""
+    L = len(end_L)
+    mask = create_block_mask(lambda b, h, q, k: (k <= q) & (q < end_L[k]), None, None, L, L, device=end_L.device.type)
+    torch._dynamo.reset()
+    compiled = torch.compile(flex_attention, dynamic=False)
+
+    def run(*x_1LHC: Tensor) -> Tensor:
+        q_1HLC, k_1KLC, v_1KLC = (x.transpose(1, 2) for x in x_1LHC)
+        return compiled(q_1HLC, k_1KLC, v_1KLC, block_mask=mask, enable_gqa=True).transpose(1, 2)
+
+    return run
 
 
 def rms_norm_case(device: str, T: int, D: int, dtype: torch.dtype) -> Case:
@@ -382,6 +432,7 @@ MAKERS: dict[str, Callable[..., Case]] = {
     "grpo_loss": grpo_loss_case,
     "linear_grpo_loss": linear_grpo_loss_case,
     "paged_attention": paged_attention_case,
+    "tree_attention": tree_attention_case,
     "rms_norm": rms_norm_case,
     "add_rms_norm": add_rms_norm_case,
     "swiglu": swiglu_case,
@@ -418,6 +469,9 @@ SHAPES: dict[str, dict[str, list[dict]]] = {
             {"G": 32, "n": n, "prefix": 2048, "own": 512, "H": 32, "K": 8, "C": 128, "P": 16, "dtype": _BF16}
             for n in (8, 32)
         ],
+        "tree_attention": [  # of Qwen3-1.7B and 8B
+            {"pairs": 4, "n": 4, "shorten": 1.0, "H": H, "K": 8, "C": 128, "dtype": _BF16} for H in (16, 32)
+        ],
         **_fused_shapes((64, 256, 2048), 4096, 12_288, 32, 8, 128, 16, _BF16),  # decode twice, and prefill, of the 8B
     },
     "cpu": {
@@ -434,6 +488,7 @@ SHAPES: dict[str, dict[str, list[dict]]] = {
         "paged_attention": [
             {"G": 4, "n": 8, "prefix": 1024, "own": 128, "H": 16, "K": 8, "C": 128, "P": 16, "dtype": _FP32}
         ],
+        "tree_attention": [{"pairs": 1, "n": 8, "shorten": 8.0, "H": 16, "K": 8, "C": 64, "dtype": _FP32}],
         **_fused_shapes((64,), 1024, 3072, 16, 8, 128, 16, _FP32),  # of Qwen3-0.6B
     },
 }  # fmt: skip

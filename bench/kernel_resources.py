@@ -12,12 +12,12 @@ from pathlib import Path
 from tqdm import tqdm
 
 from bench.result_files import write_result
-from kernels import fused, grpo_loss, linear_logprob, linear_sample, paged_attention, sample
+from kernels import fused, grpo_loss, linear_logprob, linear_sample, paged_attention, sample, tree_attention
 from kernels.jit import ARCHITECTURES, INTERPRETED, triton
 from kernels.offline import SHARED_BYTES, Resources, resources
 from trainer.machine import machine
 
-MODULES = (sample, linear_sample, linear_logprob, grpo_loss, paged_attention, fused)
+MODULES = (sample, linear_sample, linear_logprob, grpo_loss, paged_attention, fused, tree_attention)
 
 
 def run_compile(architectures: list[str], out: Path | None) -> list[Resources]:

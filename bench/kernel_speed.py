@@ -39,6 +39,9 @@ NOTES = {
     "Flops: 8·T·V·D as executed, T = S·L.",
     "paged_attention": "One decode step of G groups of n rows. Ours reads a group's prefix once, flat once per row. "
     "Bytes: as ours.",
+    "tree_attention": "Forward and backward over the trees of `pairs` pairs with n judgments of each side "
+    "(`bench/step_workload.py`), lengths divided by `shorten`. Flops: 14·H·C of each (query, key) that see each "
+    "other, scores twice. torch's is the definition, by a mask [L, L].",
     "rms_norm": "Of T rows. Bytes, in this table and those below: inputs read once, outputs written once.",
     "add_rms_norm": "The sum of two, rounded and kept, and its norm.",
     "swiglu": "Of two halves of one product.",

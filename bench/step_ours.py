@@ -105,7 +105,7 @@ class OurStep:
                 learner.copy_weights_to_(engine.decoder)
             refuse_stale_weights(engine.decoder, learner.decoder, self._world)
         before = replace(engine.stats.counts)
-        pairs = my_share(_trees(work), engine.decoder.config, self._setup.model.layout, self._world)
+        pairs = my_share(leaves_of(work), engine.decoder.config, self._setup.model.layout, self._world)
         contexts, params, places = [], [], []
         for pair in pairs:
             for side in range(2):
@@ -189,8 +189,8 @@ def update_size(trees: Sequence[Sequence[Leaf]], layout: str, max_tokens: int) -
     }
 
 
-def _trees(work: Work) -> list[list[Leaf]]:
-    """Of the shape that the step's will have: what is shared of judgments is their context."""
+def leaves_of(work: Work) -> list[list[Leaf]]:
+    """Of each pair, of the shape that the step's will have: what is shared of judgments is their context."""
     leaves = [
         [Leaf(context, [i] * length) for i, length in enumerate(lengths)]
         for context, lengths in zip(work.contexts, work.lengths, strict=True)

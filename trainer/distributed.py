@@ -193,7 +193,7 @@ def shard_(decoder: Decoder, mesh: DeviceMesh, compute_dtype: torch.dtype) -> De
         fully_shard([decoder.norm, decoder.head], mesh=mesh, mp_policy=policy, reshard_after_forward=False)
     fully_shard(decoder, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
     for unit in decoder.modules():
-        if isinstance(unit, FSDPModule):
+        if isinstance(unit, FSDPModule) and mesh.size() > 1:  # a process of its own would divide by 1, in a pass
             unit.set_gradient_divide_factor(1.0)
             unit.set_force_sum_reduction_for_comms(True)  # gloo has no pre-scaled sum
     return decoder

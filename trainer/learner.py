@@ -6,8 +6,8 @@ T loss entries of a micro-batch
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -79,6 +79,8 @@ class Learner:
     ) -> None:
         self.world, self.optim, self.num_steps = world, optim, num_steps
         self.layout, self.reduce_each_micro_batch = model.layout, model.reduce_each_micro_batch
+        # Of all weights by one GPU alone: to gather them is to cast them, twice for each micro-batch.
+        self.keeps_gathered = world.size == 1 and world.device.type == "cuda"
         self.num_updates = 0  # by this process
         self.skipped = SkippedSteps(optim.max_skipped_steps, world)
         self.decoder = sharded_decoder(path, model, world, head)
@@ -125,7 +127,7 @@ class Learner:
         num_batches = world.maximum(len(batches))
         totals, batch_losses = _Totals(), []
         # Weights are packed once a step: nothing is left of them when the optimiser changes them.
-        with packed_weights() if exact_logprobs else nullcontext():
+        with packed_weights() if exact_logprobs else nullcontext(), self._gathered() as keep:
             for number in range(num_batches):
                 world.pause()
                 is_real = number < len(batches)
@@ -135,6 +137,7 @@ class Learner:
                 # The others accumulate, unsharded.
                 decoder.set_requires_gradient_sync(is_last or self.reduce_each_micro_batch)
                 decoder.set_requires_all_reduce(is_last)  # between copies of the shards, once a step in either case
+                keep(not is_last)
                 loss_T, metrics = token_loss(batch, *token_values(decoder, batch, exact_logprobs))
                 weight_T = batch.values_T.get("weight", 1 / num_tokens)
                 loss = (loss_T * weight_T).sum()
@@ -163,6 +166,25 @@ class Learner:
         return means | peaks | {
             "grad_norm": grad_norm, "lr": lr, "num_tokens": num_tokens, "skipped": float(not is_finite)
         }  # fmt: skip
+
+    @contextmanager
+    def _gathered(self) -> Iterator[Callable[[bool], None]]:
+        """Inside, with `keeps_gathered`, weights stay gathered from one micro-batch to the next.
+
+        What is yielded says before a micro-batch whether another one follows: after the last one nothing gathered may
+        stay, for the optimiser changes what it was gathered from.
+        """
+        if not self.keeps_gathered:
+            yield lambda has_next: None
+            return
+        try:
+            for block in self.decoder.layers:
+                block.set_reshard_after_forward(False)
+            yield lambda has_next: self.decoder.set_reshard_after_backward(not has_next)
+        finally:
+            for block in self.decoder.layers:
+                block.set_reshard_after_forward(True)
+            self.decoder.set_reshard_after_backward(True)
 
     @torch.no_grad()
     def copy_weights_to_(self, replica: Decoder) -> None:

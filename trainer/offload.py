@@ -63,6 +63,8 @@ class OffloadedAdamW(torch.optim.AdamW):
 
 def _on_host(moment: Tensor) -> Tensor:
     """A copy whose local part, next to a GPU, is in memory that it reaches by itself: several times as fast."""
+    if local(moment).is_cuda:
+        return moment.to("cpu", non_blocking=True)  # that is where torch puts what nobody waits for
     copy = moment.to("cpu", copy=True)
     if torch.cuda.is_available():
         pinned = local(copy).pin_memory()

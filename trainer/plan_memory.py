@@ -54,7 +54,9 @@ def gradients(job: Job) -> float:
 
 
 def gathered_weights(job: Job) -> float:
-    """2 B x (head + embedding + 2 blocks: the one at work and the next)"""
+    """2 B x (head + embedding + 2 blocks: the one at work and the next); on a single GPU 2 B x N, which stay"""
+    if job.num_gpus == 1:
+        return compute_bytes(job) * job.N
     outside = job.N - job.shape.num_hidden_layers * job.block
     return compute_bytes(job) * (outside + 2 * job.block)
 

@@ -147,6 +147,24 @@ def test_activation_checkpointing_changes_no_gradient(tiny_judge, one_process):
     assert_equal(frugal.gradients, plain.gradients)
 
 
+def test_weights_that_stay_gathered_are_never_old(tiny_judge, one_process):
+    """In bfloat16, where what is gathered is a copy; between updates a forward pass alone gathers, too."""
+    found = []
+    for keeps in (False, True):
+        learner = Learner(tiny_judge, ModelConfig(dtype="bfloat16"), OPTIM, 4, one_process)
+        learner.keeps_gathered = keeps
+        some, told = groups(6), []
+        for step in range(3):
+            told.append(learner.update(some, POLICY, 300, step, VALUES))
+            batch = MicroBatch.of([TokenTree.of(some[0])], one_process.device)
+            with torch.no_grad():
+                told.append(token_logprobs(learner.decoder, batch)[0].sum().item())
+        found.append((told, weights(learner)))
+    assert found[0][0] == found[1][0]
+    assert_equal(found[1][1], found[0][1])
+    assert found[0][0][1] != found[0][0][3]  # they do change
+
+
 def test_reducing_each_micro_batch_gives_the_same_gradients(tiny_judge, one_process):
     some, often = groups(9), ModelConfig(reduce_each_micro_batch=True)
     once = update(Learner(tiny_judge, ModelConfig(), OPTIM, 10, one_process), some, 64)

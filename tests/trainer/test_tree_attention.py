@@ -1,15 +1,14 @@
-"""Attention over trees without a mask, and by blocks, against its definition by a mask."""
+"""Attention over trees without a mask, and by tiles, against its definition by a mask."""
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.nn.attention.flex_attention import create_block_mask
 
 from trainer import tree_attention, trunk_attention
 from trainer.token_tree import Leaf, MicroBatch, Nodes, TokenTree
-from trainer.tree_attention import block_attention, block_mask, dense_attention
+from trainer.tree_attention import dense_attention
 
 CPU = torch.device("cpu")
 H, K, C = 6, 2, 8
@@ -100,33 +99,22 @@ def test_a_weight_that_would_overflow_is_no_weight():
         torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
 
 
-@settings(max_examples=20)
-@given(layouts(), st.sampled_from([8, 16, 128]))
-@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
-def test_blocks_give_what_the_mask_gives(nodes, block):
-    with pytest.MonkeyPatch.context() as patch, torch.no_grad():
-        patch.setattr(tree_attention, "BLOCK", block)
-        q, k, v, _ = inputs(nodes, torch.float64)
-        found, expected = (
-            attend(nodes, CPU)(0, q.detach(), k.detach(), v.detach()) for attend in (block_attention, dense_attention)
-        )
-        assert (found - expected).abs().max() <= 1e-12
-
-
-@settings(max_examples=40)
-@given(layouts(), st.sampled_from([8, 16, 32]))
-def test_the_blocks_are_those_that_torch_finds_in_the_mask(nodes, block):
-    """On CUDA, blocks that are left out are not read, and whole ones are not masked."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tree_attention, "BLOCK", block)
-        ours = block_mask(nodes, CPU)
+@settings(max_examples=10)
+@given(layouts())
+@pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.runtime.interpreter")
+def test_a_gpu_takes_tiles_or_where_there_is_no_kernel_the_definition(triton_device, nodes):
+    """q, k and v are parts of one product, as the decoder hands them over."""
     L = int(nodes.end_N[-1])
-    theirs = create_block_mask(ours.mask_mod, None, None, L, L, device="cpu", BLOCK_SIZE=block)
-    for name in ("kv", "full_kv", "q", "full_q"):
-        numbers, indices = (getattr(ours, f"{name}_{what}") for what in ("num_blocks", "indices"))
-        assert torch.equal(numbers, getattr(theirs, f"{name}_num_blocks")), name
-        is_listed = torch.arange(indices.shape[-1]) < numbers[..., None]
-        assert torch.equal(indices[is_listed], getattr(theirs, f"{name}_indices")[is_listed]), name
+    torch.manual_seed(0)
+    for heads, width, dtype in (((4, 2, 2), 16, torch.float32), ((4, 2, 2), 24, torch.float64)):
+        parts = torch.randn(1, L, sum(heads), width, dtype=dtype, device=triton_device).split(heads, 2)
+        x = [part.requires_grad_() for part in (y.detach() for y in parts)]
+        do = torch.randn(1, L, 4, width, dtype=dtype, device=triton_device)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(tree_attention, "has_kernel", lambda device, dtype, C: C == 16)
+            found = results(tree_attention.tiled_attention(nodes, triton_device), *x, do)
+        for ours, expected in zip(found, results(dense_attention(nodes, triton_device), *x, do), strict=True):
+            torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_pair_is_read_by_few_calls():
