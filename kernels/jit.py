@@ -11,6 +11,8 @@ whole; compiled kernels are not affected by any of this.
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 
 try:
@@ -25,9 +27,16 @@ INTERPRETED = triton is not None and triton.knobs.runtime.interpret
 ARCHITECTURES = ("sm_80", "sm_90")  # A100; H100 and H200
 
 
-def jit(function):
-    """`triton.jit`, or nothing where there is no Triton."""
-    return function if triton is None else triton.jit(function)
+def jit(function=None, *, varying: tuple[str, ...] = ()):
+    """`triton.jit`, or nothing where there is no Triton.
+
+    Args:
+        varying: numbers that are others in every call. A kernel is compiled anew for a number that is a multiple of 16
+            where those before were not, which takes seconds, for pointers likewise (16 bytes); for these it is not.
+    """
+    if function is None:
+        return partial(jit, varying=varying)
+    return function if triton is None else triton.jit(function, do_not_specialize=varying)
 
 
 def architecture(device: torch.device) -> str:

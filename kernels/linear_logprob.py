@@ -390,7 +390,7 @@ def _d_logits_triton(
     )  # fmt: skip
 
 
-@jit
+@jit(varying=("T",))
 def _forward_kernel(
     hidden,  # pointers, or with TMA descriptors
     weight,
@@ -479,7 +479,7 @@ def _forward_kernel(
     tl.store(dot_ptr + at, dot_T, mask=t < T - t0)
 
 
-@jit
+@jit(varying=("T",))
 def _merge_kernel(
     max_ptr,  # [S, T] and target_ptr [T]: as the forward kernel leaves them
     sum_ptr,

@@ -111,7 +111,8 @@ class Met:
             # One more, which is read ahead and not met.
             lists += [first_X, np.append(np.nonzero(is_XY)[1], 0)]
         order_X = np.argsort(-(is_whole_XY.sum(1) + is_part_XY.sum(1)), kind="stable")
-        arrays = [order_X, *lists]
+        # Each on 16 bytes, as `jit` says.
+        arrays = [np.pad(x, (0, -len(x) % 4)) for x in (order_X, *lists)]
         together = upload(np.concatenate(arrays).astype(np.int32), device)
         return cls(*together.split([len(x) for x in arrays]))
 

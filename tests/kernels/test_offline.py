@@ -114,6 +114,43 @@ def test_the_draw_is_compiled_without_fused_multiply_adds(tmp_path):
     assert not any(num for nums in found.values() for num in nums)
 
 
+# The large kernels of an update, of other numbers of tokens, and of trees of other shapes.
+AGAIN = """
+    import numpy as np
+    import torch
+    from kernels import linear_logprob, tree_attention
+    from kernels.offline import _compiled_only
+
+    def update(T, L):
+        hidden, weight, logits = (torch.empty(x, 512, dtype=torch.bfloat16, device="meta") for x in (T, 1024, T))
+        tokens = torch.empty(T, dtype=torch.int64, device="meta")
+        linear_logprob._linear_logprob_triton(hidden, weight, tokens, 1.0, linear_logprob.CONFIGS[arch])
+        linear_logprob._d_logits_triton(logits.float(), logits, tokens, *[torch.empty(T, device="meta")] * 5)
+        x = torch.empty(L, 8, 64, dtype=torch.bfloat16, device="meta")
+        tiles, configs = tree_attention.Tiles(np.full(L, L), x.device), tree_attention.configs_of(arch, x.dtype, 64)
+        _, lse = tree_attention.forward(x, x, x, tiles, configs.forward)
+        _, delta = tree_attention.d_queries(x, x, x, x, x, lse, tiles, configs.d_queries)
+        tree_attention.d_keys(x, x, x, x, lse, delta, tiles, configs.d_keys)
+
+    for arch in ("sm_80", "sm_90"):
+        kernels = []
+        for T, L in ((1600, 2048), (1601, 2064), (3000, 4096)):
+            with _compiled_only(arch) as compiled:
+                update(T, L)
+            kernels.append([kernel.hash for kernel in compiled])
+        print(arch, len(kernels[0]), len(set(sum(kernels, []))))
+"""
+
+
+def test_other_numbers_of_tokens_need_no_other_kernels(tmp_path):
+    """To compile one takes seconds; in training every micro-batch is of another length."""
+    lines = compiled(tmp_path, AGAIN).splitlines()
+    assert [line.split()[0] for line in lines] == ["sm_80", "sm_90"]
+    for line in lines:
+        _, num_launched, num_compiled = line.split()
+        assert num_launched == num_compiled and int(num_launched) >= 6, line
+
+
 @pytest.mark.skipif(not INTERPRETED, reason="kernels are compiled in this process")
 def test_an_interpreted_process_is_refused():
     with pytest.raises(RuntimeError, match="interpreted"):
