@@ -37,7 +37,7 @@ from trainer.plan_job import GIB, GPUS
 
 MODELS = {"1.7b": QWEN3["Qwen3-1.7B"], "4b": QWEN3["Qwen3-4B"], "8b": QWEN3["Qwen3-8B"]}
 # What a GPU of 141 GB has room for; the longest context with its judgment has 5,247 tokens.
-_TOKENS_PER_MICRO_BATCH = {"1.7b": 32_768, "4b": 12_288, "8b": 7936}
+_TOKENS_PER_MICRO_BATCH = {"1.7b": 32_768, "4b": 12_288, "8b": 5376}
 _OFFLOADED = ("8b",)
 _WARM_UPS = 4, 5  # times shorter
 
