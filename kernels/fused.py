@@ -204,8 +204,16 @@ def _plain(definition: Callable[..., Any], *tensors: Tensor) -> Callable[..., An
 
 @cache
 def _compiled(definition: Callable[..., Any]) -> Callable[..., Any]:
-    """Compiled once for a width; the number of tokens is dynamic from the second one on."""
-    return torch.compile(definition, fullgraph=True, options={"emulate_precision_casts": True})
+    """Compiled once for a width, and from the first time on for any number of positions: dimension 1 in a decoder."""
+    compiled = torch.compile(definition, fullgraph=True, options={"emulate_precision_casts": True})
+
+    def run(*arguments: Any) -> Any:
+        for x in arguments:
+            if isinstance(x, Tensor) and x.ndim > 2:
+                torch._dynamo.maybe_mark_dynamic(x, 1)
+        return compiled(*arguments)
+
+    return run
 
 
 def _check(**tensors: tuple[Tensor | None, tuple[int, ...]]) -> None:

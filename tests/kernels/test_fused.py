@@ -17,6 +17,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch._dynamo.testing import CompileCounter
 
 import kernels.fused as module
 from kernels.fused import (
@@ -397,3 +398,32 @@ def test_swiglu_of_whole_loops_has_rows_that_do_not_depend_on_the_others(width):
 def test_swiglu_of_halves_of_one_product_is_that_of_two_to_the_bit(width):
     gate, up = torch.randn(300, 2 * width, generator=torch.Generator().manual_seed(width)).chunk(2, dim=-1)
     assert torch.equal(swiglu(gate, up), swiglu(gate.contiguous(), up.contiguous()))
+
+
+def test_what_is_compiled_is_compiled_once_for_all_lengths(monkeypatch):
+    """Without torch's code generator, which takes seconds for each of them."""
+    counter, compiled = CompileCounter(), torch.compile
+    monkeypatch.setattr(torch, "compile", lambda form, **_: compiled(form, fullgraph=True, backend=counter))
+    module._compiled.cache_clear()
+    for definition in (module.rms_norm_ref, module.add_rms_norm_ref, module.swiglu_ref, module.norm_rotary_ref):
+        before = counter.frame_count
+        for T in (160, 64, 2, 32):
+            x_1TD, weight_D = torch.randn(1, T, 64, requires_grad=True) + 0, torch.ones(64, requires_grad=True)
+            q_1THC, k_1TKC, _ = x_1TD.split((32, 16, 16), -1)
+            q_1THC, k_1TKC = (y.unflatten(-1, (-1, 16)) for y in (q_1THC, k_1TKC))
+            arguments = {
+                "rms_norm_ref": (x_1TD, weight_D, 1e-6),
+                "add_rms_norm_ref": (x_1TD, x_1TD * 2, weight_D, 1e-6),
+                "swiglu_ref": (x_1TD, x_1TD * 2),
+                "norm_rotary_ref": (
+                    q_1THC,
+                    k_1TKC,
+                    weight_D[:16],
+                    weight_D[:16],
+                    1e-6,
+                    *x_1TD[..., :16].split(16, -1) * 2,
+                ),
+            }[definition.__name__]
+            torch.testing.assert_close(module._compiled(definition)(*arguments), definition(*arguments))
+        assert counter.frame_count == before + 1, definition.__name__
+    module._compiled.cache_clear()
