@@ -76,7 +76,7 @@ def _of_seed(judge: str, seed: int, settings: list[str], folder: Path) -> dict[s
     bt += [f"data.held_out={data / 'dev.jsonl'}"]
     dpo = ["dpo.epochs=1", "dpo.pairs_per_step=16", "dpo.tokens_per_micro_batch=4096", "dpo.optim.lr=1e-4"]
     sft = [f"data.responses={folder / 'chosen.jsonl'}", "sft.optim.lr=3e-4", "sft.optim.warmup_steps=3", "sft.steps=60"]
-    _train(folder / "sft", [*files, *held_out, 'stages=["sft"]', *settings, *sft])
+    _train(folder / "sft", [*files, *held_out, 'stages=["sft"]', *sft, *settings])
     _train(folder / "dpo", [*files, *held_out, *pairs, 'stages=["dpo"]', *dpo, *settings])
     _train(folder / "bt", [*files, *pairs, 'role="judge"', 'stages=["bt"]', *bt, *settings])
     prompts = [*files, *held_out, f"data.prompts={data / 'prompts.jsonl'}"]

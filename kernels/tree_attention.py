@@ -190,6 +190,8 @@ def tree_attention(q_LHC: Tensor, k_LKC: Tensor, v_LKC: Tensor, tiles: Tiles) ->
     check_dtype("q", q_LHC, *_DTYPES)
     for name, x_LKC in (("k", k_LKC), ("v", v_LKC)):
         check_dtype(name, x_LKC, q_LHC.dtype)
+    if q_LHC.device != tiles.padded_end_L.device:
+        raise ValueError(f"tiles are on {tiles.padded_end_L.device}, q on {q_LHC.device}")
     if sizes["L"] != len(tiles.end_L):
         raise ValueError(f"tiles are of {len(tiles.end_L)} tokens, q has {sizes['L']}")
     if sizes["H"] % sizes["K"]:
@@ -281,7 +283,7 @@ def _operands(config: Config, **tensors: tuple[Tensor, int]) -> Iterator:
         # Rows start on 16-byte boundaries, their heads side by side. What comes from a model is taken as it is.
         is_aligned = x_LHC.stride(0) * x_LHC.itemsize % 16 == 0 and x_LHC.data_ptr() % 16 == 0
         if x_LHC.stride()[1:] != (C, 1) or not is_aligned or x_LHC.stride(0) < H * C:
-            x_LHC = x_LHC.contiguous()
+            x_LHC = x_LHC.clone(memory_format=torch.contiguous_format)
         if config.tma:
             from triton.tools.tensor_descriptor import TensorDescriptor
 

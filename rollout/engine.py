@@ -171,7 +171,7 @@ class Engine:
             for index, (context, one) in enumerate(zip(contexts, params, strict=True))
         ]
         finished: list[list[Completion]] = [[] for _ in pairs]
-        with tqdm(total=sum(one.n for one in params), desc=progress, unit="judgment", disable=not progress) as bar:
+        with tqdm(total=sum(one.n for one in params), desc=progress, unit="completion", disable=not progress) as bar:
             for index, completions in self.stream(pairs):
                 finished[index] = completions
                 bar.update(len(completions))

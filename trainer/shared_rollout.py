@@ -88,7 +88,7 @@ class SharedRollout:
         # Of several ranks one shows a bar, of its even share.
         total = -(-len(pairs) // world.size) * sampling.num_judgments
         try:
-            with tqdm(total=total, desc=progress, unit="judgment", disable=not (progress and world.is_main)) as bar:
+            with tqdm(total=total, desc=progress, unit="completion", disable=not (progress and world.is_main)) as bar:
                 for i, sides in run_items(engine, order if queue is None else queue, requests):
                     of_pair[i] = keep(pairs[i], sides)
                     tokens[pairs[i].task] += sum(len(c.token_ids) for side in sides for c in side)

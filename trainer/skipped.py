@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable, Sequence
@@ -48,7 +49,7 @@ class SkippedSteps:
         mine = [
             {
                 "rank": self.world.rank,
-                "loss": float(loss),
+                "loss": _number(loss),
                 "tokens": sum(tree.num_tokens for tree in batch),
                 "of": _names(batch),
             }
@@ -75,7 +76,7 @@ def save_evidence(folder: RunFolder, stage: str, step: int, before: Path | None,
     place = folder.path / "evidence" / f"{stage}-{step:06d}"
     if folder.is_writer:
         shutil.rmtree(place, ignore_errors=True)
-        text = json.dumps({"stage": stage, "step": step, **evidence}, indent=1, ensure_ascii=False)
+        text = json.dumps({"stage": stage, "step": step, **evidence}, indent=1, ensure_ascii=False, allow_nan=False)
         write_text(place / "evidence.json", text)
         shutil.copy(folder.path / "recipe.toml", place / "recipe.toml")
         if before is not None:
@@ -88,11 +89,16 @@ def _names(batch: Sequence[TokenTree]) -> list[str]:
     return list(dict.fromkeys(leaf.name for tree in batch for leaf in tree.leaves))
 
 
-def _norm(gradient: Tensor | None) -> float | None:
+def _norm(gradient: Tensor | None) -> float | str | None:
     if gradient is None:
         return None
-    norm = nn.utils.get_total_norm([gradient])
-    return float(whole(norm))
+    return _number(whole(nn.utils.get_total_norm([gradient])))
+
+
+def _number(x: Tensor) -> float | str:
+    """As JSON has it: what is not finite has no number there, and is told as "nan", "inf" or "-inf"."""
+    number = float(x)
+    return number if math.isfinite(number) else str(number)
 
 
 def _link(source: str, target: str) -> None:

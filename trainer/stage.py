@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
-from tqdm import tqdm, trange
+from tqdm import tqdm
 
 from patarm_core.pairs import Pair
 from patarm_core.sampling import PairRandomSampler
@@ -76,13 +76,13 @@ def run_steps(
     with (
         StageLog(stage, first, recipe, folder, world) as log,
         CheckpointWriter(place, folder.identity, config.checkpoint_keep, world) as writer,
+        tqdm(initial=first, total=num_steps, desc=stage, disable=not world.is_main) as bar,
     ):
         measured = dev_measurements(log.past)
         # If it has, the checkpoint is of the step that ended the stage.
         end = first if has_stalled(measured, config.patience, config.min_delta) else num_steps
         boundary = _json(spans)
-        bar = trange(first, end, initial=first, total=num_steps, desc=stage, disable=not world.is_main)
-        for index in bar:
+        for index in range(first, end):
             step, done = Step(index, Stopwatch(world.device)), index + 1
             is_last, is_best = done == num_steps, False
             told = []
@@ -108,6 +108,7 @@ def run_steps(
                     snapshot = writer.snapshot(learner, done, boundary, step.metrics.get("dev_accuracy"))
             told += log.write(done, step.metrics | step.watch.seconds, step.samples)
             bar.set_postfix_str(step.note, refresh=False)
+            bar.update()
             if world.is_main:
                 for line in told:
                     tqdm.write(line, file=sys.stderr)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from kernels.tree_attention import Tiles, has_kernel, tree_attention_ref
 from kernels.tree_attention import tree_attention as by_tiles
+from kernels.upload import upload
 from rollout.decoder import Attention
 from trainer.token_tree import Nodes
 from trainer.trunk_attention import trunk_attention
@@ -26,7 +27,7 @@ def tree_attention(nodes: Nodes, device: torch.device) -> Attention:
 
 def dense_attention(nodes: Nodes, device: torch.device) -> Attention:
     """The definition, by a mask [L, L]."""
-    end_L = torch.from_numpy(subtree_ends(nodes)).to(device)
+    end_L = upload(subtree_ends(nodes), device)
 
     def attend(layer: int, q_1LHC: Tensor, k_1LKC: Tensor, v_1LKC: Tensor) -> Tensor:
         return tree_attention_ref(q_1LHC[0], k_1LKC[0], v_1LKC[0], end_L)[None]

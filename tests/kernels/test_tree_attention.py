@@ -128,6 +128,15 @@ def test_kernels_give_what_the_definition_gives(triton_device, tma, end_L, seed)
         torch.testing.assert_close(ours.double(), expected, rtol=2e-5, atol=2e-5)
 
 
+@pytest.mark.parametrize("heads", [(1, 1), (3, 3), (6, 2), (5, 1)])
+def test_any_number_of_heads_share_keys(triton_device, heads):
+    end_L = np.array([50] * 9 + [30] * 21 + [50] * 20)
+    x = inputs(len(end_L), torch.float32, triton_device, heads=heads)
+    found = results(lambda q, k, v: tree_attention(q, k, v, Tiles(end_L, triton_device)), *x)
+    for ours, expected in zip(found, exact(end_L, *x), strict=True):
+        torch.testing.assert_close(ours.double(), expected, rtol=2e-5, atol=2e-5)
+
+
 @settings(max_examples=5)
 @given(end_L=subtree_ends())
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -154,12 +163,13 @@ def test_scores_of_thousands_hide_nothing_and_overflow_nowhere(triton_device):
         torch.testing.assert_close(ours.double(), expected, rtol=1e-2, atol=1e-2)
 
 
-def test_a_layout_that_is_not_contiguous_is_taken(triton_device):
+@pytest.mark.parametrize("L", [1, 33])
+def test_a_layout_that_is_not_contiguous_is_taken(triton_device, L):
     """Heads before tokens, as `transpose` leaves them."""
-    end_L = np.full(33, 33)
-    x = [y.detach().transpose(0, 1).contiguous().transpose(0, 1) for y in inputs(33, torch.float32, triton_device)]
+    end_L = np.full(L, L)
+    x = [y.detach().transpose(0, 1).contiguous().transpose(0, 1) for y in inputs(L, torch.float32, triton_device)]
     x = [*(y.requires_grad_() for y in x[:3]), x[3]]
-    assert not x[0].is_contiguous() and not x[3].is_contiguous()
+    assert L == 1 or not (x[0].is_contiguous() or x[3].is_contiguous())
     found = results(lambda q, k, v: tree_attention(q, k, v, Tiles(end_L, triton_device)), *x)
     for ours, expected in zip(found, exact(end_L, *x), strict=True):
         torch.testing.assert_close(ours.double(), expected, rtol=2e-5, atol=2e-5)

@@ -14,9 +14,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.distributed.checkpoint.state_dict import get_state_dict
+from torch.distributed.fsdp._fully_shard._fsdp_param import FSDPParam
 
 from rollout.decoder import Decoder, DecoderConfig
-from rollout.weights import full_tensors, load_decoder
+from rollout.weights import full_tensors, load_decoder, whole
 from tests.tiny_runs import SMALL, arguments, groups, records, settings, train
 from trainer.config import GrpoConfig, ModelConfig, OptimConfig
 from trainer.distributed import World
@@ -147,15 +149,20 @@ def test_activation_checkpointing_changes_no_gradient(tiny_judge, one_process):
     assert_equal(frugal.gradients, plain.gradients)
 
 
-def test_weights_that_stay_gathered_are_never_old(tiny_judge, one_process):
+def test_weights_that_stay_gathered_are_gathered_once_and_never_old(tiny_judge, one_process, monkeypatch):
     """In bfloat16, where what is gathered is a copy; between updates a forward pass alone gathers, too."""
-    found = []
+    found, num_gathered = [], []
+    gather = FSDPParam.init_all_gather_outputs
+    monkeypatch.setattr(FSDPParam, "init_all_gather_outputs", lambda *x: num_gathered.append(1) or gather(*x))
     for keeps in (False, True):
         learner = Learner(tiny_judge, ModelConfig(dtype="bfloat16"), OPTIM, 4, one_process)
         learner.keeps_gathered = keeps
-        some, told = groups(6), []
+        num_weights, some, told = len(weights(learner)), groups(6), []
         for step in range(3):
-            told.append(learner.update(some, POLICY, 300, step, VALUES))
+            num_gathered.clear()
+            told.append(learner.update(some, POLICY, 64, step, VALUES))
+            # The head and the embedding may be there already, from the pass before.
+            assert len(num_gathered) <= num_weights if keeps else len(num_gathered) > 4 * num_weights
             batch = MicroBatch.of([TokenTree.of(some[0])], one_process.device)
             with torch.no_grad():
                 told.append(token_logprobs(learner.decoder, batch)[0].sum().item())
@@ -163,6 +170,27 @@ def test_weights_that_stay_gathered_are_never_old(tiny_judge, one_process):
     assert found[0][0] == found[1][0]
     assert_equal(found[1][1], found[0][1])
     assert found[0][0][1] != found[0][0][3]  # they do change
+
+
+def test_a_pause_within_an_update_saves_what_was_there_before_it(tiny_judge, one_process):
+    """A run that is asked to end leaves between micro-batches, while weights are gathered."""
+    learner = Learner(tiny_judge, ModelConfig(dtype="bfloat16"), OPTIM, 4, one_process)
+    learner.keeps_gathered = True
+    learner.update(groups(6), POLICY, 64, 0, VALUES)  # so that there are moments
+    before, seen = weights(learner), []
+
+    def leave() -> None:
+        model, optimizer = get_state_dict(learner.decoder, learner.optimizer)
+        seen.append({name: whole(tensor).clone() for name, tensor in model.items()})
+        assert len(optimizer["state"]) == len(before)
+
+    with one_process.stop.paused_by(leave):
+        learner.update(groups(6), POLICY, 64, 1, VALUES)
+    assert len(seen) > 2
+    for saved in seen:
+        for name, tensor in before.items():
+            assert torch.equal(saved[name], tensor), name
+    assert any(not torch.equal(tensor, before[name]) for name, tensor in weights(learner).items())
 
 
 def test_reducing_each_micro_batch_gives_the_same_gradients(tiny_judge, one_process):
