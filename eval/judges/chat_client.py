@@ -10,8 +10,10 @@ import json
 import random
 import socket
 import ssl
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from urllib.parse import urlsplit
@@ -121,9 +123,11 @@ class ChatClient:
         end = time.monotonic() + self.timeout_s
         connection = kind(*self._address, timeout=self.timeout_s)
         try:
-            connection.request("POST", self.path, data, headers)
-            response = connection.getresponse()
-            body = self._all(connection, response, end)
+            connection.connect()
+            with _ends_after(connection.sock, end - time.monotonic()):
+                connection.request("POST", self.path, data, headers)
+                response = connection.getresponse()
+                body = _all(response)
             if self._api_key:  # some servers repeat a key that they refuse
                 body = body.replace(self._api_key.encode(), b"(key)")
             return response.status, response.headers, body
@@ -138,22 +142,42 @@ class ChatClient:
         finally:
             connection.close()
 
-    def _all(self, connection: http.client.HTTPConnection, response: http.client.HTTPResponse, end: float) -> bytes:
-        """The body; a timeout of a connection is that of each read, so the whole has one of its own."""
-        parts, size = [], 0
-        while part := response.read1(1 << 16):
-            parts.append(part)
-            size += len(part)
-            if size > MAX_REPLY_BYTES:
-                raise ReplyError("malformed", f"a reply of more than {MAX_REPLY_BYTES >> 20} MiB", False)
-            left = end - time.monotonic()
-            if left <= 0:
-                raise TimeoutError
-            if connection.sock is not None:
-                connection.sock.settimeout(left)
-        if response.length:  # read1 tells no early end
-            raise ReplyError("connection", f"closed with {response.length} bytes to come", True)
-        return b"".join(parts)
+
+@contextmanager
+def _ends_after(connected: socket.socket, seconds: float) -> Iterator[None]:
+    """Within, TimeoutError after so long, however bytes drip: a socket's own timeout is that of each read."""
+    is_over = threading.Event()
+
+    def end() -> None:
+        is_over.set()
+        with suppress(OSError):
+            connected.shutdown(socket.SHUT_RDWR)  # whoever reads finds the end
+
+    timer = threading.Timer(max(0.0, seconds), end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    except (OSError, http.client.HTTPException, ReplyError):
+        if is_over.is_set():
+            raise TimeoutError from None
+        raise
+    finally:
+        timer.cancel()
+    if is_over.is_set():
+        raise TimeoutError
+
+
+def _all(response: http.client.HTTPResponse) -> bytes:
+    parts, size = [], 0
+    while part := response.read1(1 << 16):
+        parts.append(part)
+        size += len(part)
+        if size > MAX_REPLY_BYTES:
+            raise ReplyError("malformed", f"a reply of more than {MAX_REPLY_BYTES >> 20} MiB", False)
+    if response.length:  # read1 tells no early end
+        raise ReplyError("connection", f"closed with {response.length} bytes to come", True)
+    return b"".join(parts)
 
 
 def read_reply(status: int, headers: Mapping[str, str], body: bytes) -> Reply:

@@ -46,6 +46,13 @@ def drips(handler):
         time.sleep(0.05)
 
 
+def drips_headers(handler):
+    for byte in b"HTTP/1.1 200 OK\r\nX-Wait: " + b"x" * 60:
+        handler.wfile.write(bytes([byte]))
+        handler.wfile.flush()
+        time.sleep(0.02)
+
+
 def hangs_up(handler):
     handler.close_connection = True
     handler.connection.close()

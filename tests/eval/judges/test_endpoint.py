@@ -20,7 +20,17 @@ from patarm_core.rubrics import default_rubrics
 from rollout.contexts import ContextBuilder, PromptConfig
 from rollout.judge import Judge
 from tests import models
-from tests.eval.endpoint_server import GOOD, completion, drips, hangs, hangs_up, is_cut_off, replies, server
+from tests.eval.endpoint_server import (
+    GOOD,
+    completion,
+    drips,
+    drips_headers,
+    hangs,
+    hangs_up,
+    is_cut_off,
+    replies,
+    server,
+)
 from tests.fake_engine import FakeEngine
 
 GENERAL = patarm_form(default_rubrics(), template="general")
@@ -134,6 +144,7 @@ def test_our_own_server_is_a_good_endpoint():
         (is_cut_off, "connection"),
         (hangs, "timeout"),
         (drips, "timeout"),
+        (drips_headers, "timeout"),
         (hangs_up, "connection"),
     ],
 )
