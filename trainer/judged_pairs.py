@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Sequence
 
@@ -9,6 +10,7 @@ from patarm_core.pairs import Pair, pair_to_json, read_pairs
 from patarm_core.policy_rows import PolicyPrompt
 from rollout.contexts import read_text
 from trainer.config import Recipe
+from trainer.identity import difference
 from trainer.learner import Learner
 from trainer.mistakes import Halt
 from trainer.pair_stage import PairObjective
@@ -17,6 +19,24 @@ from trainer.run_folder import RunFolder, write_text
 from trainer.token_tree import TokenTree, room
 
 FILE = "judged_pairs.jsonl"  # in the run's data/
+IDENTITY = "judged_pairs_identity.json"  # beside it: of the run that made them
+
+
+def refuse_pairs_of_another_run(folder: RunFolder) -> None:
+    """As `refuse_another_run` of checkpoints: the pairs are there before the first of these. Reads only.
+
+    Raises:
+        ValueError: one line; the pairs are of another judge, model, tokenizer, recipe or data.
+    """
+    file, of = folder.path / "data" / FILE, folder.path / "data" / IDENTITY
+    if not file.is_file() or not of.is_file():  # pairs of an older version do not say
+        return
+    try:
+        saved = json.loads(read_text(of))
+    except json.JSONDecodeError:
+        raise ValueError(f"{of}: cannot be read; without {FILE} and it, the run makes both anew") from None
+    if told := difference(saved, folder.identity):
+        raise ValueError(f"{file}: cannot be resumed from: {told}")
 
 
 def judged_pairs(
@@ -61,7 +81,8 @@ def judged_pairs(
         text = "".join(pair_to_json(pair) + "\n" for pair in pairs)
         if world.is_main:
             print(f"dpo: pairs of {len(pairs)} of {len(prompts)} prompts; without one: {told}", flush=True)
-            write_text(file, text)
+            write_text(file.with_name(IDENTITY), json.dumps(folder.identity))
+            write_text(file, text)  # last: with it, the pairs are there
     # Not `splitlines`: JSON lets U+2028 and its like stand in a text, and a policy writes what it likes.
     return read_pairs(text.split("\n"), str(file), [prompt.task for prompt in prompts])
 

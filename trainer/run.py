@@ -22,7 +22,7 @@ from trainer.held_out import HeldOut, PolicyHeldOut
 from trainer.html_report import write_report
 from trainer.identity import run_identity
 from trainer.inputs import Inputs, load_inputs
-from trainer.judged_pairs import judged_pairs
+from trainer.judged_pairs import judged_pairs, refuse_pairs_of_another_run
 from trainer.learner import DTYPES, Learner
 from trainer.machine import machine
 from trainer.mistakes import Halt
@@ -79,6 +79,7 @@ def run(recipe: Recipe, start: float, agent: str = "") -> None:
             folder.identity = run_identity(recipe, inputs.data, inputs.contexts, inputs.model_config)
             for stage in recipe.stages:
                 refuse_another_run(folder.checkpoints(stage), folder.identity)
+            refuse_pairs_of_another_run(folder)
             # A checkpoint of another shape is told here, and not after hours.
             first = inputs.objectives.get(recipe.stages[0]) if recipe.stages else None
             head = first.head if first else None

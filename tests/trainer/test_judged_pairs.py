@@ -1,6 +1,7 @@
 """DPO from a judge's preferences between a policy's own answers."""
 
 import json
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -85,6 +86,35 @@ def test_a_policy_learns_what_the_reward_prefers_and_a_resumed_run_has_the_same_
         tiny_runs.train(job | {"out": tmp_path / "cut", "resume": True})
     assert [pair.chosen for pair in seen[0]] == [pair["chosen"] for pair in pairs]
     assert [row["loss"] for row in tiny_runs.records(tmp_path / "cut")] == losses
+
+
+def test_a_judge_that_is_changed_before_the_first_checkpoint_is_refused(
+    job, tiny_judge, tiny_files, tmp_path, monkeypatch, capsys
+):
+    judge, out = shutil.copytree(tiny_judge, tmp_path / "judge"), tmp_path / "run"
+    of_judge = {
+        "rlhf.reward.kind": "judge", "rlhf.reward.model": judge,
+        "rlhf.reward.prompt.rubrics_file": tiny_files["prompt.rubrics_file"],
+    }  # fmt: skip
+    both = [answer("good", 9), answer("bad", 1)]
+
+    def drawn(engine, shared, prompts, *_, **__):
+        return None, None, {prompt.key: both for prompt in prompts}
+
+    def cut(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("trainer.judged_pairs.draw_answers", drawn)
+    monkeypatch.setattr(run, "run_on_pairs", cut)  # the pairs are there, and no step
+    assert main(tiny_runs.arguments(job | of_judge)) == 130
+    assert main(tiny_runs.arguments(job | of_judge | {"resume": True})) == 130  # the same judge is no other
+    weights = bytearray((judge / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (judge / "model.safetensors").write_bytes(weights)
+    capsys.readouterr()
+    assert main(tiny_runs.arguments(job | of_judge | {"resume": True})) == 1
+    told = f"{judge} (rlhf.reward.model) or its rubrics have changed since"
+    assert capsys.readouterr().err == f"error: {out / 'data' / FILE}: cannot be resumed from: {told}\n"
 
 
 @pytest.mark.parametrize(
