@@ -5,6 +5,7 @@ import json
 from bench import downstream
 from bench.downstream import METHODS, _table
 from bench.main import main
+from rollout.text_files import write_text
 
 
 def result(accuracy: float, step_s: float) -> dict:
@@ -34,6 +35,24 @@ def test_a_run_without_a_reference_or_with_a_skipped_step_has_a_row(tmp_path):
         skipped = {"stage": "rlhf", "step": 2, "step_s": 1.0} | {name: None for name in of_step}
         (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in (*steps, skipped)))
         assert downstream._result(tmp_path, "rlhf")["kl"] == expected
+
+
+def test_the_users_settings_have_the_last_word_over_the_benchmarks_own(tmp_path, monkeypatch):
+    mine, runs = ["sft.steps=7", "sft.optim.lr=1e-5", "dpo.epochs=3", "bt.epochs=4", "seed=9"], {}
+
+    def train(folder, settings):
+        runs[folder.name] = dict(setting.split("=", 1) for setting in settings)  # of equal keys the last
+        write_text(folder / "data" / "pairs.jsonl", '{"prompt": "p", "chosen": "a", "rejected": "b", "task": "math"}\n')
+        write_text(folder / "report.json", '{"held_out": {"bt": {"votes": [{"accuracy": 0.5}]}}}')
+
+    monkeypatch.setattr(downstream, "_train", train)
+    monkeypatch.setattr(downstream, "_result", lambda *_: {})
+    downstream._of_seed("judge", 0, mine, tmp_path)
+    assert runs.keys() == METHODS.keys() | {"bt"}
+    for settings in runs.values():
+        assert [
+            f"{key}={settings[key]}" for key in ("sft.steps", "sft.optim.lr", "dpo.epochs", "bt.epochs", "seed")
+        ] == mine
 
 
 def test_nothing_is_trained_for_a_judge_that_is_not_there(tmp_path, capsys):
