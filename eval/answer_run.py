@@ -63,7 +63,7 @@ def _answers(data: Data, policy: Judge, out: Path, retry: bool) -> dict[str, Dra
     """One answer to each item, by its id; responses.jsonl keeps them."""
     questions = [_asked(item) for item in data.items]
     with open_judgments(out, _settings(data, policy), 1, keep_texts=True, name="responses") as responses:
-        responses.ask(policy, questions, f"{data.benchmark}, responses", retry)
+        responses.ask(policy, questions, f"{data.benchmark}, responses", retry, unit="response")
         return {item.id: responses.of[item.id][0] for item in data.items}
 
 

@@ -50,12 +50,18 @@ class Judgments:
             or (retry and any(is_failed(drawn) for drawn in self.of[question.id]))
         ]
 
-    def ask(self, judge: Judge, questions: Sequence[Question], label: str, retry: bool = False) -> None:
-        """Judges what is missing, and keeps each question's votes as soon as they are there."""
+    def ask(
+        self, judge: Judge, questions: Sequence[Question], label: str, retry: bool = False, unit: str = "judgment"
+    ) -> None:
+        """Judges what is missing, and keeps each question's votes as soon as they are there.
+
+        Args:
+            label, unit: of the progress bar.
+        """
         missing = self.missing(questions, retry)
         num_done = len(questions) - len(missing)
         counts = {"unparsed": 0, "failed": 0}
-        with tqdm(total=len(questions) * self.votes, initial=num_done * self.votes, desc=label, unit="judgment") as bar:
+        with tqdm(total=len(questions) * self.votes, initial=num_done * self.votes, desc=label, unit=unit) as bar:
             for index, drawn in judge.judge(missing, self.votes) if missing else ():
                 for one in self.add(missing[index], drawn):
                     counts["failed"] += is_failed(one)

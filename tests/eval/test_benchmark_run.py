@@ -237,7 +237,8 @@ def test_ifeval_has_a_model_answer_and_goes_on_where_it_was_cut(tiny_judge, tmp_
     command = ["ifeval", "--model", str(tiny_judge), "--data", str(data), "--max-completion-tokens", "8"]
     run = tmp_path / "run"
     assert main([*command, "--out", str(run)]) == 0
-    told = capsys.readouterr().out
+    told, err = capsys.readouterr()
+    assert "response/s" in err and "judgment/s" not in err
     before, report = contents(run), json.loads((run / "report.json").read_text())
     written = [json.loads(line) for line in (run / "rows.jsonl").read_text().splitlines()]
     assert [row["key"] for row in written] == [1000, 1001] and all(row["response"] for row in written)

@@ -73,7 +73,9 @@ def test_every_pair_is_accounted_for(example):
     assert report["total"]["initial"] == 120
     dropped = lines(example / "filtered.jsonl") + lines(example / "quarantine.jsonl")
     assert len(dropped) == sum(report["total"]["dropped"].values())
-    assert "| embedded | 120 |" in (example / "report.md").read_text()
+    told = (example / "report.md").read_text()
+    assert "| embedded | 120 |" in told
+    assert "\nPairs by what named their task: their own row " in told
 
 
 @pytest.mark.parametrize("moment", [0, 3, 8, 10, 13, 16, 20, 27, 33, "judging", "writing"])

@@ -116,12 +116,18 @@ def _write_report(
             "# Pairs, by source", "", markdown(table(counts)), "",
             "SFT (pair) is a part of SFT (point). The paper's shares are of its table 6.", "", *_rules(recipe), "",
             "# Not used", "", markdown([["reason", "rows", "see"], *reasons]), "",
-            f"Tasks are from: {_told(origins)}.",
+            f"Pairs by what named their task: {_told(Counter({_NAMED_BY[of]: num for of, num in origins.items()}))}.",
             f"Rollouts without a score, of pairs that were kept: {_told(errors)}.", "",
         ]
     )  # fmt: skip
     write_text(folder / "report.md", text)
     write_text(folder / "report.json", json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+
+
+# What `task_from` of a row says (`trainer.curation.stages.classify`).
+_NAMED_BY = {
+    "row": "their own row", "source": "classify.of_source", "judge": "the classifier", "fallback": "classify.fallback",
+}  # fmt: skip
 
 
 def _rules(recipe: CurateRecipe) -> list[str]:
