@@ -414,7 +414,7 @@ def _turn_heads(
         tl.store(out_ptr_HW + is_high * W, _rounded(turned_HW, x_ptr, TRUNCATES), mask=is_x_HW)
 
 
-@jit
+@jit(varying=("page_ptr", "slot_ptr"))
 def _write_pages_kernel(
     k_ptr, v_ptr, page_ptr, slot_ptr, keys_ptr, values_ptr, page_index_stride, slot_index_stride,
     k_stride, k_head_stride, k_element_stride, v_stride, v_head_stride, v_element_stride,

@@ -151,7 +151,7 @@ def _linear_sample_triton(
     return drawn
 
 
-@jit
+@jit(varying=("B", "num_row_blocks"))
 def _linear_tile_kernel(
     hidden_ptr, weight_ptr, hidden_stride, weight_stride, B, V, D, num_row_blocks,
     scale_ptr, seed_ptr, sample_ptr, position_ptr,
@@ -206,7 +206,7 @@ def _linear_tile_kernel(
     tl.store(logit_ptr + place_B, m_B + u_B, mask=is_row_B)
 
 
-@jit
+@jit(varying=("B",))
 def _choose_kernel(
     B, num_tiles, scale_ptr, seed_ptr, sample_ptr, position_ptr,
     max_ptr, sum_ptr, moment_ptr, mass_ptr, chosen_ptr, logit_ptr,

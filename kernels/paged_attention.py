@@ -3,7 +3,8 @@
 The n judgments of a context share its pages; each then has pages of its own. Sibling rows are consecutive, so their
 queries form one tile: the shared pages are read once for all of them instead of n times (cascade inference,
 https://flashinfer.ai/2024/02/02/cascade-inference.html; hydragen, arXiv:2402.05099). Both parts are cut into splits of
-a fixed number of tokens that run side by side (flash-decoding), and a last kernel merges the partial results of a row.
+a fixed number of tokens that run side by side, all in one launch (flash-decoding); a last kernel merges the partial
+results of a row.
 
     B rows   H query heads   K key/value heads   Q = H / K query heads of one of them   C head width
     N pages   P tokens of a page   M pages in a row's table   G groups of sibling rows   L pages in a group's table
@@ -286,28 +287,29 @@ class Tile:
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """Tiles by X, the number of queries they hold, and the tokens of a split. All of it decides bits of the result."""
+    """Tiles by X, the number of queries that they hold. They decide bits of the result."""
 
     tiles: Mapping[int, Tile]
     float32_tiles: Mapping[int, Tile]
-    # Short splits fill the GPU when there are few groups, long ones write fewer partial results, one per sibling. On an
-    # H100 8 contexts of 1024 tokens, not split, left half of the processors without a block.
-    own_split: int = 512
-    prefix_split: int = 512
 
 
+# Tokens. Short splits fill the GPU when there are few groups, long ones write fewer partial results, one per sibling.
+# On an H200, with 8 contexts and with 32, splits of 256 took 2 % less time at best and 15 % more at worst.
+SPLIT = 512
 _MERGED = 8  # partial results that the merger reads at a time
 
-# Chosen from register and shared-memory counts, not yet from measurements on a GPU. The pipeliner spends two stages on
-# a load whose address is loaded: 5 stages keep two blocks of keys and values on the way, 3 or 4 only one.
+# The pipeliner spends two stages on a load whose address is loaded: 5 stages keep two blocks of keys and values on the
+# way, 3 or 4 only one. On an H200 no blocks of 32, 64 or 128 tokens, with 4 or 8 warps, were the fastest everywhere: of
+# 32 queries, 128 tokens took 2 to 12 % less than these for 8 contexts, and 8 to 11 % more for 32. Tiles of 128 queries,
+# of sm_80 and of float32 are chosen by registers and shared memory alone.
 _FLOAT32_TILES = {16: Tile(16, 4, 3), 32: Tile(16, 8, 3)}
 CONFIGS = {
     "sm_80": Config(
         tiles={16: Tile(32, 4, 5), 32: Tile(32, 4, 5), 64: Tile(32, 4, 5), 128: Tile(32, 8, 5)},
         float32_tiles=_FLOAT32_TILES,
     ),
-    "sm_90": Config(  # from 64 queries on, one warp group multiplies 64 rows at a time: worth longer blocks
-        tiles={16: Tile(32, 4, 5), 32: Tile(32, 4, 5), 64: Tile(64, 4, 5), 128: Tile(64, 8, 5)},
+    "sm_90": Config(
+        tiles={16: Tile(32, 4, 5), 32: Tile(32, 4, 5), 64: Tile(32, 4, 5), 128: Tile(64, 8, 5)},
         float32_tiles=_FLOAT32_TILES,
     ),
 }
@@ -321,6 +323,7 @@ def _paged_attention_triton(
     length_B: Tensor,
     scale: float,
     prefix: SharedPrefix | None = None,
+    split: int = SPLIT,
     config: Config | None = None,
 ) -> Tensor:
     """The Triton form: partial results of the prefixes and of the own tokens, then their merger."""
@@ -331,131 +334,169 @@ def _paged_attention_triton(
     tiles = config.float32_tiles if q_BHC.dtype == torch.float32 else config.tiles
     if q_BHC.stride(-1) != 1:
         q_BHC = q_BHC.contiguous()
-    num_prefix_splits = 0 if prefix is None else cdiv(prefix.table_GL.shape[1] * P, config.prefix_split)
-    S = num_prefix_splits + cdiv(table_BM.shape[1] * P, config.own_split)
     upcast = INTERPRETED and q_BHC.dtype == torch.bfloat16  # the interpreter neither multiplies nor rounds to bfloat16
     out_BHC = q_BHC.new_empty(B, H, C, dtype=torch.float32 if upcast else None)
     if B == 0:
         return out_BHC
-    acc_SBHC = q_BHC.new_empty(S, B, H, C, dtype=torch.float32)
-    max_SBH, sum_SBH = (q_BHC.new_empty(S, B, H, dtype=torch.float32) for _ in range(2))
-    length_B = length_B.contiguous()
-    scale_log2 = scale * math.log2(math.e)  # soft-max in powers of two
 
-    def start_partials(
-        table_GL: Tensor, length_G: Tensor, row_start_G1: Tensor | None, max_rows: int, split: int, first: int
-    ) -> None:
-        """Partial results of each entry's rows with its tokens, into the splits from `first` on."""
+    def tile(max_rows: int) -> tuple[int, int]:
+        """(queries of a block, blocks of so many rows)"""
         num_queries = max_rows * (H // K)
         X = next((x for x in sorted(tiles) if x >= num_queries), max(tiles))
-        tile, num_blocks = tiles[X], cdiv(num_queries, X)
-        grid = (len(length_G) * num_blocks * K, cdiv(table_GL.shape[1] * P, split))
-        if not (grid[0] and grid[1]):
-            return
-        table_GL = table_GL if table_GL.stride(1) == 1 else table_GL.contiguous()
-        _partial_kernel[grid](
-            q_BHC, key_pages_NPKC, value_pages_NPKC, table_GL, length_G,
-            length_G if row_start_G1 is None else row_start_G1.contiguous(),
-            acc_SBHC[first:], max_SBH[first:], sum_SBH[first:], scale_log2, B, num_blocks,
-            q_BHC.stride(0), q_BHC.stride(1), *key_pages_NPKC.stride()[:3], table_GL.stride(0),
-            IS_GROUPED=row_start_G1 is not None, K=K, Q=H // K, C=C, P=P, SPLIT=split, X=X, T=tile.num_tokens,
+        return X, cdiv(num_queries, X)
+
+    def splits(table_GL: Tensor) -> int:
+        return cdiv(table_GL.shape[1] * P, split)
+
+    table_BM, length_B = _dense(table_BM), length_B.contiguous()
+    own_X, num_own_blocks = tile(1)
+    G, shared_X, num_shared_blocks, num_shared_splits = 0, own_X, 0, 0
+    shared = table_BM, length_B, length_B  # which nothing is read from
+    if prefix is not None:
+        shared = _dense(prefix.table_GL), prefix.length_G.contiguous(), prefix.row_start_G1.contiguous()
+        G, (shared_X, num_shared_blocks), num_shared_splits = len(shared[0]), tile(prefix.max_rows), splits(shared[0])
+    num_own_splits = splits(table_BM)
+    num_shared_programs = num_shared_splits * G * num_shared_blocks * K
+    num_programs = num_shared_programs + num_own_splits * B * num_own_blocks * K
+    acc_SBHC = q_BHC.new_empty(num_shared_splits + num_own_splits, B, H, C, dtype=torch.float32)
+    max_SBH, sum_SBH = (q_BHC.new_empty(acc_SBHC.shape[:3], dtype=torch.float32) for _ in range(2))
+    scale_log2 = scale * math.log2(math.e)  # soft-max in powers of two
+    shape = tiles[shared_X]
+    if num_programs:
+        _partial_kernel[(num_programs,)](
+            q_BHC, key_pages_NPKC, value_pages_NPKC, *shared, table_BM, length_B, acc_SBHC, max_SBH, sum_SBH,
+            scale_log2, B, G, num_shared_splits, num_shared_blocks, num_own_blocks,
+            q_BHC.stride(0), q_BHC.stride(1), *key_pages_NPKC.stride()[:3], shared[0].stride(0), table_BM.stride(0),
+            HAS_SHARED=num_shared_programs > 0, K=K, Q=H // K, C=C, P=P, SPLIT=split, SHARED_X=shared_X, OWN_X=own_X,
+            T=min(shape.num_tokens, split),
             # 64-bit offsets between the tokens of a page cost registers in the inner loop; hardly a cache needs them.
             IS_FAR=(P - 1) * key_pages_NPKC.stride(1) >= 2**31, UPCAST=upcast,
-            num_warps=tile.num_warps, num_stages=tile.num_stages, enable_fp_fusion=True,
+            num_warps=shape.num_warps, num_stages=shape.num_stages, enable_fp_fusion=True,
         )  # fmt: skip
-
-    if prefix is not None:
-        start_partials(
-            prefix.table_GL, prefix.length_G.contiguous(), prefix.row_start_G1, prefix.max_rows, config.prefix_split, 0
-        )
-    start_partials(table_BM, length_B, None, 1, config.own_split, num_prefix_splits)
     _merge_kernel[(B * H,)](
-        acc_SBHC, max_SBH, sum_SBH, length_B, out_BHC, scale_log2, B, num_prefix_splits,
-        H=H, C=C, SPLIT=config.own_split, MERGED=_MERGED, num_warps=1, enable_fp_fusion=True,
+        acc_SBHC, max_SBH, sum_SBH, length_B, out_BHC, scale_log2, B, num_shared_splits,
+        H=H, C=C, SPLIT=split, MERGED=_MERGED, num_warps=1, enable_fp_fusion=True,
     )  # fmt: skip
     return out_BHC.to(q_BHC.dtype)
 
 
-@jit
+def _dense(table_GL: Tensor) -> Tensor:
+    return table_GL if table_GL.stride(1) == 1 else table_GL.contiguous()
+
+
+@jit(varying=("B", "G", "num_shared_splits", "num_shared_blocks", "num_own_blocks", "shared_stride", "own_stride"))
 def _partial_kernel(
-    q_ptr, key_ptr, value_ptr, table_ptr, length_ptr, row_start_ptr, acc_ptr, max_ptr, sum_ptr, scale, B, num_blocks,
-    q_row_stride, q_head_stride, page_stride, token_stride, head_stride, table_stride,
-    IS_GROUPED: tl.constexpr, K: tl.constexpr, Q: tl.constexpr, C: tl.constexpr, P: tl.constexpr,
-    SPLIT: tl.constexpr, X: tl.constexpr, T: tl.constexpr, IS_FAR: tl.constexpr,
-    UPCAST: tl.constexpr,
+    q_ptr, key_ptr, value_ptr, shared_table_ptr, shared_length_ptr, row_start_ptr, table_ptr, length_ptr,
+    acc_ptr, max_ptr, sum_ptr, scale, B, G, num_shared_splits, num_shared_blocks, num_own_blocks,
+    q_row_stride, q_head_stride, page_stride, token_stride, head_stride, shared_stride, own_stride,
+    HAS_SHARED: tl.constexpr, K: tl.constexpr, Q: tl.constexpr, C: tl.constexpr, P: tl.constexpr,
+    SPLIT: tl.constexpr, SHARED_X: tl.constexpr, OWN_X: tl.constexpr, T: tl.constexpr,
+    IS_FAR: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     # One split of an entry (a group's prefix, or a row's own tokens), one key/value head, up to X queries. Heads come
     # first: blocks that run at the same time read neighbouring memory. Then come the blocks of queries of one entry,
-    # so that all but the first find the keys in the L2 cache.
-    k = tl.program_id(0) % K
-    block = tl.program_id(0) // K % num_blocks
-    entry = (tl.program_id(0) // K // num_blocks).to(tl.int64)
-    split = tl.program_id(1)
-    length = tl.load(length_ptr + entry)
-    first_row, num_rows = entry, 1
-    if IS_GROUPED:
-        first_row = tl.load(row_start_ptr + entry).to(tl.int64)
-        num_rows = tl.load(row_start_ptr + entry + 1).to(tl.int32) - first_row.to(tl.int32)
+    # so that all but the first find the keys in the L2 cache. One launch for both kinds: of few rows each alone would
+    # leave processors without a block, and wait for its slowest.
+    program = tl.program_id(0)
+    num_shared_programs = num_shared_splits * G * num_shared_blocks * K
+    if HAS_SHARED and program < num_shared_programs:
+        k = program % K
+        block = program // K % num_shared_blocks
+        entry = program // K // num_shared_blocks % G
+        split = program // K // num_shared_blocks // G
+        first_row = tl.load(row_start_ptr + entry)
+        _partial(
+            q_ptr, key_ptr, value_ptr, shared_table_ptr + entry.to(tl.int64) * shared_stride, acc_ptr, max_ptr, sum_ptr,
+            scale, B, k, block, split, split, tl.load(shared_length_ptr + entry), first_row.to(tl.int64),
+            tl.load(row_start_ptr + entry + 1) - first_row,
+            q_row_stride, q_head_stride, page_stride, token_stride, head_stride,
+            K, Q, C, P, SPLIT, SHARED_X, T, IS_FAR, UPCAST,
+        )  # fmt: skip
+    else:
+        program -= num_shared_programs
+        k = program % K
+        block = program // K % num_own_blocks
+        row = program // K // num_own_blocks % B
+        split = program // K // num_own_blocks // B
+        _partial(
+            q_ptr, key_ptr, value_ptr, table_ptr + row.to(tl.int64) * own_stride, acc_ptr, max_ptr, sum_ptr,
+            scale, B, k, block, split, num_shared_splits + split, tl.load(length_ptr + row), row.to(tl.int64), 1,
+            q_row_stride, q_head_stride, page_stride, token_stride, head_stride,
+            K, Q, C, P, SPLIT, OWN_X, T, IS_FAR, UPCAST,
+        )  # fmt: skip
+
+
+@jit
+def _partial(
+    q_ptr, key_ptr, value_ptr, table_ptr, acc_ptr, max_ptr, sum_ptr,
+    scale, B, k, block, split, place, length, first_row, num_rows,
+    q_row_stride, q_head_stride, page_stride, token_stride, head_stride,
+    K: tl.constexpr, Q: tl.constexpr, C: tl.constexpr, P: tl.constexpr,
+    SPLIT: tl.constexpr, X: tl.constexpr, T: tl.constexpr, IS_FAR: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
+    """Block `block` of the queries of `num_rows` rows against split `split` of their tokens, into place `place`."""
     x_X = block * X + tl.arange(0, X)
     is_query_X = x_X < num_rows * Q
     sibling_X, head_X = x_X // Q, k * Q + x_X % Q
     # Offsets into q and into pages are 64-bit, as the caller's strides may be large. In the scratch (more than 2^31
     # elements too, from 8 GiB on) a tile lies close together: [X, C] 32-bit offsets from a 64-bit scalar.
-    stat_base = (split.to(tl.int64) * B + first_row) * (K * Q)
+    stat_base = (place.to(tl.int64) * B + first_row) * (K * Q)
     stat_X = sibling_X * (K * Q) + head_X
     start = split * SPLIT
     if start >= length:  # the merger passes over it
         tl.store(max_ptr + stat_base + stat_X, tl.full([X], float("-inf"), tl.float32), mask=is_query_X)
         tl.store(sum_ptr + stat_base + stat_X, tl.zeros([X], tl.float32), mask=is_query_X)
-        return
-    end = tl.minimum(start + SPLIT, length)
-    c_C = tl.arange(0, C)
-    q_X = sibling_X.to(tl.int64) * q_row_stride + head_X.to(tl.int64) * q_head_stride
-    q_XC = tl.load(q_ptr + first_row * q_row_stride + q_X[:, None] + c_C[None, :], mask=is_query_X[:, None], other=0)
-    if UPCAST:
-        q_XC = q_XC.to(tl.float32)
-    key_ptr += k.to(tl.int64) * head_stride
-    value_ptr += k.to(tl.int64) * head_stride
-    table_ptr += entry * table_stride
-    # Running maximum, Σ exp and Σ exp · value (online soft-max, arXiv:1805.02867). Maxima are those of scores that are
-    # not scaled yet: differences of large scores are exact before the scale, which comes with log2(e), and not after.
-    # They start at the least number, not at -inf: where all scores so far are -inf, their differences stay numbers.
-    max_X = tl.full([X], -3.4028234663852886e38, tl.float32)
-    sum_X = tl.zeros([X], tl.float32)
-    acc_XC = tl.zeros([X, C], tl.float32)
-    for t in range(start, end, T):
-        t_T = t + tl.arange(0, T)
-        is_token_T = t_T < end
-        # Behind the length there may be any number in the table, and anything on its pages: neither is loaded.
-        page_T = tl.load(table_ptr + t_T // P, mask=is_token_T, other=0)
-        slot_T = t_T % P
-        if IS_FAR:
-            slot_T = slot_T.to(tl.int64)
-        offset_T = page_T.to(tl.int64) * page_stride + slot_T * token_stride
-        offset_TC = offset_T[:, None] + c_C[None, :]
-        key_TC = tl.load(key_ptr + offset_TC, mask=is_token_T[:, None], other=0)
-        value_TC = tl.load(value_ptr + offset_TC, mask=is_token_T[:, None], other=0)
+    else:
+        end = tl.minimum(start + SPLIT, length)
+        c_C = tl.arange(0, C)
+        q_X = sibling_X.to(tl.int64) * q_row_stride + head_X.to(tl.int64) * q_head_stride
+        q_XC = tl.load(
+            q_ptr + first_row * q_row_stride + q_X[:, None] + c_C[None, :], mask=is_query_X[:, None], other=0
+        )
         if UPCAST:
-            key_TC = key_TC.to(tl.float32)
-        score_XT = tl.dot(q_XC, key_TC.T, input_precision="ieee")
-        score_XT = tl.where(is_token_T[None, :], score_XT, float("-inf"))
-        new_max_X = tl.maximum(max_X, tl.max(score_XT, 1))
-        exp_XT = tl.exp2((score_XT - new_max_X[:, None]) * scale)
-        decay_X = tl.exp2((max_X - new_max_X) * scale)
-        sum_X = sum_X * decay_X + tl.sum(exp_XT, 1)
-        max_X = new_max_X
-        if UPCAST:
-            value_TC = value_TC.to(tl.float32)
-        exp_XT = exp_XT.to(value_TC.dtype)
-        acc_XC = tl.dot(exp_XT, value_TC, acc_XC * decay_X[:, None], input_precision="ieee")
-    tl.store(max_ptr + stat_base + stat_X, max_X, mask=is_query_X)
-    tl.store(sum_ptr + stat_base + stat_X, sum_X, mask=is_query_X)
-    tl.store(acc_ptr + stat_base * C + (stat_X * C)[:, None] + c_C[None, :], acc_XC, mask=is_query_X[:, None])
+            q_XC = q_XC.to(tl.float32)
+        key_ptr += k.to(tl.int64) * head_stride
+        value_ptr += k.to(tl.int64) * head_stride
+        # Running maximum, Σ exp and Σ exp · value (online soft-max, arXiv:1805.02867). Maxima are those of scores that
+        # are not scaled yet: differences of large scores are exact before the scale, which comes with log2(e), and not
+        # after. They start at the least number, not at -inf: where all scores so far are -inf, their differences stay
+        # numbers.
+        max_X = tl.full([X], -3.4028234663852886e38, tl.float32)
+        sum_X = tl.zeros([X], tl.float32)
+        acc_XC = tl.zeros([X, C], tl.float32)
+        for t in range(start, end, T):
+            t_T = t + tl.arange(0, T)
+            is_token_T = t_T < end
+            # Behind the length there may be any number in the table, and anything on its pages: neither is loaded.
+            page_T = tl.load(table_ptr + t_T // P, mask=is_token_T, other=0)
+            slot_T = t_T % P
+            if IS_FAR:
+                slot_T = slot_T.to(tl.int64)
+            offset_T = page_T.to(tl.int64) * page_stride + slot_T * token_stride
+            offset_TC = offset_T[:, None] + c_C[None, :]
+            key_TC = tl.load(key_ptr + offset_TC, mask=is_token_T[:, None], other=0)
+            value_TC = tl.load(value_ptr + offset_TC, mask=is_token_T[:, None], other=0)
+            if UPCAST:
+                key_TC = key_TC.to(tl.float32)
+            score_XT = tl.dot(q_XC, key_TC.T, input_precision="ieee")
+            score_XT = tl.where(is_token_T[None, :], score_XT, float("-inf"))
+            new_max_X = tl.maximum(max_X, tl.max(score_XT, 1))
+            exp_XT = tl.exp2((score_XT - new_max_X[:, None]) * scale)
+            decay_X = tl.exp2((max_X - new_max_X) * scale)
+            sum_X = sum_X * decay_X + tl.sum(exp_XT, 1)
+            max_X = new_max_X
+            if UPCAST:
+                value_TC = value_TC.to(tl.float32)
+            exp_XT = exp_XT.to(value_TC.dtype)
+            acc_XC = tl.dot(exp_XT, value_TC, acc_XC * decay_X[:, None], input_precision="ieee")
+        tl.store(max_ptr + stat_base + stat_X, max_X, mask=is_query_X)
+        tl.store(sum_ptr + stat_base + stat_X, sum_X, mask=is_query_X)
+        tl.store(acc_ptr + stat_base * C + (stat_X * C)[:, None] + c_C[None, :], acc_XC, mask=is_query_X[:, None])
 
 
-@jit
+@jit(varying=("B", "num_shared_splits"))
 def _merge_kernel(
-    acc_ptr, max_ptr, sum_ptr, length_ptr, out_ptr, scale, B, num_prefix_splits,
+    acc_ptr, max_ptr, sum_ptr, length_ptr, out_ptr, scale, B, num_shared_splits,
     H: tl.constexpr, C: tl.constexpr, SPLIT: tl.constexpr, MERGED: tl.constexpr,
 ):  # fmt: skip
     # One head of one row. Partial results carry their maximum and sum rather than a log-sum-exp, which at scores of
@@ -463,7 +504,7 @@ def _merge_kernel(
     bh = tl.program_id(0)
     num_own_splits = tl.cdiv(tl.load(length_ptr + bh // H), SPLIT)
     # Own splits begin with a block: the order of sums does not depend on how long the prefixes of other rows are.
-    first_own = tl.cdiv(num_prefix_splits, MERGED) * MERGED
+    first_own = tl.cdiv(num_shared_splits, MERGED) * MERGED
     c_C = tl.arange(0, C)
     max_ = float("-inf")
     sum_ = 0.0
@@ -471,8 +512,8 @@ def _merge_kernel(
     for s in range(0, first_own + num_own_splits, MERGED):
         s_S = s + tl.arange(0, MERGED)
         own_S = s_S - first_own
-        is_split_S = (s_S < num_prefix_splits) | ((own_S >= 0) & (own_S < num_own_splits))
-        stat_S = tl.where(own_S < 0, s_S, num_prefix_splits + own_S).to(tl.int64) * (B * H) + bh
+        is_split_S = (s_S < num_shared_splits) | ((own_S >= 0) & (own_S < num_own_splits))
+        stat_S = tl.where(own_S < 0, s_S, num_shared_splits + own_S).to(tl.int64) * (B * H) + bh
         max_S = tl.load(max_ptr + stat_S, mask=is_split_S, other=float("-inf"))
         sum_S = tl.load(sum_ptr + stat_S, mask=is_split_S, other=0)
         acc_SC = tl.load(acc_ptr + (stat_S * C)[:, None] + c_C[None, :], mask=(max_S > float("-inf"))[:, None], other=0)
@@ -498,8 +539,9 @@ def shipped_launches(arch: str) -> Iterator[tuple[str, Callable[[], None]]]:
         prefix = SharedPrefix(empty(G, 2048 // P), empty(G), empty(G + 1), n)
         pages = empty(40_000, P, K, C, dtype=dtype)
         _paged_attention_triton(
-            empty(B, H, C, dtype=dtype), pages, pages, empty(B, 4096 // P), empty(B), C**-0.5, prefix, CONFIGS[arch]
-        )
+            empty(B, H, C, dtype=dtype), pages, pages, empty(B, 4096 // P), empty(B), C**-0.5, prefix,
+            config=CONFIGS[arch],
+        )  # fmt: skip
 
     for name, H, K, C, P, n, dtype in [
         ("8B", 32, 8, 128, 16, 4, torch.bfloat16),

@@ -105,13 +105,15 @@ class Sizes:
 
     @classmethod
     def of(cls, rows: Rows, group: int | None = None) -> Sizes:
-        """Just as large as they are.
+        """Just as large as they are, but for the rows of a group.
 
         Args:
-            group: rows of a group, at most; as many as share a prefix if None.
+            group: rows of a group, at most; if None, a power of two that is enough for those that share a prefix.
         """
         longest, num_groups = max(1, *map(len, rows.prefixes)), len(_starts(rows, group or len(rows.length_B)))
-        return cls(len(rows.length_B), rows.table_BM.shape[1], num_groups, longest, group or rows.largest)
+        # A kernel is compiled for each size of groups: few of them.
+        group = group or max(8, next_power_of_2(rows.largest))
+        return cls(len(rows.length_B), rows.table_BM.shape[1], num_groups, longest, group)
 
     @classmethod
     def rounded(cls, rows: Rows) -> Sizes:
@@ -119,7 +121,7 @@ class Sizes:
         few = cls.of(rows)
         B = max(8, next_power_of_2(few.B)) if few.B <= 64 else cdiv(few.B, 32) * 32
         M, L = (max(8, 4 ** cdiv(next_power_of_2(pages).bit_length() - 1, 2)) for pages in (few.M, few.L))
-        return cls(B, M, B, L, max(8, next_power_of_2(few.group)))  # groups enough for rows that share nothing
+        return cls(B, M, B, L, few.group)  # groups enough for rows that share nothing
 
 
 def _starts(rows: Rows, most: int) -> list[tuple[int, Sequence[int]]]:

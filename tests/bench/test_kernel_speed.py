@@ -395,6 +395,7 @@ def test_on_a_gpu_every_kernel_is_measured(monkeypatch):
         "grpo_loss": [{"T": 500}],
         "linear_grpo_loss": [{"S": 4, "L": 16} | head],
         "paged_attention": [{"G": 2, "n": 3, "prefix": 64, "own": 32, "H": 8, "K": 2, "C": 64, "P": 16} | bf16],
+        "tree_attention": [{"pairs": 1, "n": 2, "shorten": 16.0, "H": 4, "K": 2, "C": 64} | bf16],
         "rms_norm": [{"T": 3, "D": 64} | bf16],
         "add_rms_norm": [{"T": 3, "D": 64} | bf16],
         "swiglu": [{"T": 3, "F": 64} | bf16],

@@ -114,12 +114,32 @@ def test_the_draw_is_compiled_without_fused_multiply_adds(tmp_path):
     assert not any(num for nums in found.values() for num in nums)
 
 
-# The large kernels of an update, of other numbers of tokens, and of trees of other shapes.
+# The large kernels of an update, of other numbers of tokens, and of trees of other shapes; those of decoding, of other
+# numbers of rows, groups and pages.
 AGAIN = """
     import numpy as np
     import torch
-    from kernels import linear_logprob, tree_attention
+    from kernels import fused, linear_logprob, linear_sample, paged_attention, tree_attention
     from kernels.offline import _compiled_only
+    from kernels.settings import Noise, Settings
+
+    def decode(B, M, G, L):
+        def empty(*shape, dtype=torch.int32):
+            return torch.empty(shape, dtype=dtype, device="meta")
+
+        words = np.arange(B, dtype=np.uint64)
+        hidden, head = empty(B, 512, dtype=torch.bfloat16), empty(1024, 512, dtype=torch.bfloat16)
+        config = linear_sample.CONFIGS[arch][0]
+        linear_sample._linear_sample_triton(
+            hidden, head, Noise(words, words, words), Settings.of(B, 0.7, 0, 1.0, 0.0), config
+        )
+        qkv, pages = empty(B, 16, 64, dtype=torch.bfloat16), empty(2, 100, 16, 4, 64, dtype=torch.bfloat16)
+        prefix = paged_attention.SharedPrefix(empty(G, L), empty(G), empty(G + 1), 8)
+        paged_attention._paged_attention_triton(
+            qkv[:, :8], *pages, empty(B, M), empty(B), 0.1, prefix, config=paged_attention.CONFIGS[arch]
+        )
+        page_B, slot_B = empty(2, B, dtype=torch.int64)
+        fused._write_pages_triton(qkv[:, 8:12], qkv[:, 12:], page_B, slot_B, *pages.transpose(2, 3))
 
     def update(T, L):
         hidden, weight, logits = (torch.empty(x, 512, dtype=torch.bfloat16, device="meta") for x in (T, 1024, T))
@@ -133,22 +153,25 @@ AGAIN = """
         tree_attention.d_keys(x, x, x, x, lse, delta, tiles, configs.d_keys)
 
     for arch in ("sm_80", "sm_90"):
-        kernels = []
-        for T, L in ((1600, 2048), (1601, 2064), (3000, 4096)):
-            with _compiled_only(arch) as compiled:
-                update(T, L)
-            kernels.append([kernel.hash for kernel in compiled])
-        print(arch, len(kernels[0]), len(set(sum(kernels, []))))
+        for run, sizes in (
+            (update, ((1600, 2048), (1601, 2064), (3000, 4096))),
+            (decode, ((32, 64, 32, 64), (16, 16, 16, 16), (8, 8, 8, 8), (5, 3, 1, 1), (1, 1, 1, 40))),
+        ):
+            kernels = []
+            for some in sizes:
+                with _compiled_only(arch) as compiled:
+                    run(*some)
+                kernels.append([kernel.hash for kernel in compiled])
+            print(arch, run.__name__, len(kernels[0]), len(set(sum(kernels, []))))
 """
 
 
 def test_other_numbers_of_tokens_need_no_other_kernels(tmp_path):
-    """To compile one takes seconds; in training every micro-batch is of another length."""
-    lines = compiled(tmp_path, AGAIN).splitlines()
-    assert [line.split()[0] for line in lines] == ["sm_80", "sm_90"]
-    for line in lines:
-        _, num_launched, num_compiled = line.split()
-        assert num_launched == num_compiled and int(num_launched) >= 6, line
+    """To compile one takes seconds; every micro-batch and every step of a rollout is of other sizes."""
+    lines = [line.split() for line in compiled(tmp_path, AGAIN).splitlines()]
+    assert [line[:2] for line in lines] == [[arch, run] for arch in ("sm_80", "sm_90") for run in ("update", "decode")]
+    for _, run, num_launched, num_compiled in lines:
+        assert num_launched == num_compiled and int(num_launched) >= {"update": 6, "decode": 5}[run]
 
 
 @pytest.mark.skipif(not INTERPRETED, reason="kernels are compiled in this process")

@@ -28,7 +28,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:(overflow|invalid value) encount
 
 # Two blocks make a split; up to 32 queries make a tile.
 SMALL_TILES = {16: Tile(16, 4, 3), 32: Tile(16, 4, 3)}
-SMALL = Config(SMALL_TILES, SMALL_TILES, own_split=32, prefix_split=32)
+SMALL = Config(SMALL_TILES, SMALL_TILES)
+SMALL_SPLIT = 32
 
 
 class Problem:
@@ -124,11 +125,11 @@ def moved_prefix(prefix: SharedPrefix | None, device: torch.device) -> SharedPre
     return SharedPrefix(*tensors, prefix.max_rows)
 
 
-def by_triton(device, arguments, prefix=None, config=SMALL) -> Tensor:
+def by_triton(device, arguments, prefix=None, config=SMALL, split=SMALL_SPLIT) -> Tensor:
     *tensors, scale = arguments
     scale = tensors[0].shape[-1] ** -0.5 if scale is None else scale
     on_device = (moved(x, device) for x in tensors)
-    return module._paged_attention_triton(*on_device, scale, moved_prefix(prefix, device), config).cpu()
+    return module._paged_attention_triton(*on_device, scale, moved_prefix(prefix, device), split, config).cpu()
 
 
 @pytest.fixture(scope="session", params=["definition", "torch", "triton"])
