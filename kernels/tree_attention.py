@@ -77,20 +77,33 @@ CONFIGS = {
         d_keys=Config(queries=64, keys=128, num_warps=8, num_stages=3, tma=True),
     ),
 }
-_WIDE = Configs(  # for heads of 256, and float32
+_WIDE = Configs(  # for heads of 256
     forward=Config(queries=64, keys=32, num_warps=8, num_stages=2, tma=False),
     d_queries=Config(queries=64, keys=32, num_warps=8, num_stages=2, tma=False),
+    d_keys=Config(queries=32, keys=32, num_warps=8, num_stages=1, tma=False),
+)
+_FLOAT32 = Configs(  # without matrix units, which would round; these do not spill, up to heads of 128
+    forward=Config(queries=32, keys=16, num_warps=8, num_stages=2, tma=False),
+    d_queries=Config(queries=64, keys=16, num_warps=8, num_stages=2, tma=False),
     d_keys=Config(queries=32, keys=32, num_warps=8, num_stages=1, tma=False),
 )
 
 
 def configs_of(arch: str, dtype: torch.dtype, C: int) -> Configs:
-    return CONFIGS[arch] if dtype.itemsize == 2 and C <= 128 else _WIDE
+    if dtype == torch.float32:
+        return _FLOAT32
+    return CONFIGS[arch] if C <= 128 else _WIDE
 
 
 def has_kernel(device: torch.device, dtype: torch.dtype, C: int) -> bool:
-    """Whether it is a GPU's work, of 16 bits and of a width that tiles have."""
-    return triton is not None and device.type == "cuda" and dtype.itemsize == 2 and C in _WIDTHS
+    """Whether it is a GPU's work, of a dtype and a width that tiles have: float32 up to 128.
+
+    The definition is no way out for float32: where heads share keys torch has no form of it but one that keeps all
+    weights [H, L, L].
+    """
+    if triton is None or device.type != "cuda" or dtype not in _DTYPES:
+        return False
+    return C in _WIDTHS and (C <= 128 or dtype != torch.float32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -504,7 +517,7 @@ def _d_seen(
 
 
 def shipped_launches(arch: str) -> Iterator[tuple[str, Callable[[], None]]]:
-    """Launches on meta tensors, forward and backward: Qwen3-1.7B and 8B, Qwen2.5-0.5B, and the widest heads."""
+    """Launches on meta tensors, forward and backward: Qwen3-1.7B and 8B, Qwen2.5-0.5B, the widest heads, float32."""
     assert arch in ARCHITECTURES
 
     def run(H: int, K: int, C: int, dtype: torch.dtype) -> None:
@@ -517,6 +530,7 @@ def shipped_launches(arch: str) -> Iterator[tuple[str, Callable[[], None]]]:
 
     bfloat16, float16 = torch.bfloat16, torch.float16
     for H, K, C, dtype in (
-        (16, 8, 128, bfloat16), (32, 8, 128, bfloat16), (14, 2, 64, float16), (16, 8, 256, bfloat16)
+        (16, 8, 128, bfloat16), (32, 8, 128, bfloat16), (14, 2, 64, float16), (16, 8, 256, bfloat16),
+        (16, 8, 128, torch.float32),
     ):  # fmt: skip
         yield f"{H} over {K} heads of {C}, {dtype}".replace("torch.", ""), partial(run, H, K, C, dtype)

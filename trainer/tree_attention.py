@@ -36,7 +36,7 @@ def dense_attention(nodes: Nodes, device: torch.device) -> Attention:
 
 
 def tiled_attention(nodes: Nodes, device: torch.device) -> Attention:
-    """By kernels; what they are not for (float32, odd widths) by the definition."""
+    """By kernels; what they are not for (float64, odd widths) by the definition."""
     tiles = Tiles(subtree_ends(nodes), device)
     by_definition = dense_attention(nodes, device)
 

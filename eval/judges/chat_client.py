@@ -151,7 +151,9 @@ def _ends_after(connected: socket.socket, seconds: float) -> Iterator[None]:
     def end() -> None:
         is_over.set()
         with suppress(OSError):
-            connected.shutdown(socket.SHUT_RDWR)  # whoever reads finds the end
+            # Whoever reads finds the end. Not by the TLS socket's own method: it takes TLS off first, and what another
+            # thread is just sending, the key with it, would go out as plain text.
+            socket.socket.shutdown(connected, socket.SHUT_RDWR)
 
     timer = threading.Timer(max(0.0, seconds), end)
     timer.daemon = True

@@ -17,6 +17,7 @@ from kernels.tree_attention import (
     d_keys,
     d_queries,
     forward,
+    has_kernel,
     tile_kinds,
     tree_attention,
     tree_attention_ref,
@@ -122,7 +123,7 @@ def test_kernels_give_what_the_definition_gives(triton_device, tma, end_L, seed)
     configs = [Config(queries=m, keys=n, num_warps=4, num_stages=2, tma=tma) for m, n in sizes]
     x = inputs(len(end_L), torch.float32, triton_device, seed)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "_WIDE", Configs(*configs))
+        patch.setattr(module, "_FLOAT32", Configs(*configs))
         found = results(lambda q, k, v: tree_attention(q, k, v, Tiles(end_L, triton_device)), *x)
     for ours, expected in zip(found, exact(end_L, *x), strict=True):
         torch.testing.assert_close(ours.double(), expected, rtol=2e-5, atol=2e-5)
@@ -191,6 +192,16 @@ def test_what_does_not_fit_is_refused(shapes, dtype, told):
         tree_attention(*(torch.zeros(shape, dtype=dtype) for shape in shapes), tiles)
 
 
+@pytest.mark.skipif(module.triton is None, reason="needs Triton")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+def test_on_a_gpu_every_dtype_that_a_run_may_have_has_a_kernel(dtype):
+    """float32 is what a recipe has that says nothing; the definition would keep weights [H, L, L] of every layer."""
+    on_gpu = {C: has_kernel(torch.device("cuda", 0), dtype, C) for C in (16, 24, 64, 128, 256)}
+    is_known = dtype != torch.float64
+    assert on_gpu == {16: is_known, 24: False, 64: is_known, 128: is_known, 256: is_known and dtype != torch.float32}
+    assert not has_kernel(torch.device("cpu"), dtype, 64)
+
+
 # Of a training step: a prompt, two responses, four judgments of each; and padding.
 def step_ends(lengths=(700, 600, 500)) -> np.ndarray:
     prompt, response, judgment = lengths
@@ -205,7 +216,13 @@ def step_ends(lengths=(700, 600, 500)) -> np.ndarray:
 @pytest.mark.gpu
 @pytest.mark.parametrize(
     ("heads", "width", "dtype"),
-    [((16, 8), 128, torch.bfloat16), ((14, 2), 64, torch.float16), ((8, 8), 256, torch.bfloat16)],
+    [
+        ((16, 8), 128, torch.bfloat16),
+        ((14, 2), 64, torch.float16),
+        ((8, 8), 256, torch.bfloat16),
+        ((4, 2), 32, torch.float32),
+        ((8, 4), 128, torch.float32),
+    ],
 )
 def test_shipped_tiles_on_a_gpu(heads, width, dtype):
     """Against float64, no worse than torch's attention in these bits; and the same bits in every run."""

@@ -142,6 +142,8 @@ def test_bytes_of_8b_by_hand():
     assert plan_memory.moments_of_adamw(job("grpo.optim.cpu_offload=true")) < N / 20
     assert plan_memory.host_bytes(job("grpo.optim.cpu_offload=true")) == N / 2
     assert plan_memory.reference_model(job("grpo.kl_coef=0")) == 0
+    assert plan_memory.gathered_weights(it) < N / 2  # 2 bytes of head, embedding and two of 36 blocks
+    assert plan_memory.gathered_weights(job(num_gpus=1)) == 2 * N
 
 
 def test_seconds_grow_with_rollouts_and_shrink_with_gpus():

@@ -1,6 +1,8 @@
 """Endpoints, good and bad: a server of this machine that misbehaves in every way, and our own as a good one."""
 
 import json
+import socket
+import ssl
 import threading
 import time
 from collections import Counter
@@ -10,7 +12,15 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from eval.judges.chat_client import ChatClient, EndpointError, ReplyError, Retries, read_reply, retry_after_s
+from eval.judges.chat_client import (
+    ChatClient,
+    EndpointError,
+    ReplyError,
+    Retries,
+    _ends_after,
+    read_reply,
+    retry_after_s,
+)
 from eval.judges.endpoint import EndpointJudge, Price
 from eval.judges.form import Sampling
 from eval.judges.judge import Question, choice_of, mean_of
@@ -246,6 +256,17 @@ def test_who_stops_reading_stops_the_requests():
 
 
 # Waiting
+
+
+def test_tls_stays_on_when_the_time_is_over():
+    """Or what another thread is just sending, the key with it, would go out as plain text."""
+    ours, theirs = socket.socketpair()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    with theirs, context.wrap_socket(ours, server_hostname="nobody", do_handshake_on_connect=False) as tls:
+        with pytest.raises(TimeoutError), _ends_after(tls, 0.05):
+            tls.recv(1)
+        with pytest.raises(OSError):  # of TLS with nobody; a ValueError where there is no TLS
+            tls.unwrap()
 
 
 def test_a_server_that_says_when_is_not_asked_before():
