@@ -11,7 +11,7 @@ of the update without its optimiser:
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -51,8 +51,7 @@ def run_step_gpu(options: Options, models: list[str], out: Path | None) -> dict[
     for name in models:
         if name not in MODELS:
             raise ValueError(f"--models {name}: must be of {', '.join(MODELS)}")
-    if not torch.cuda.is_available():
-        raise ValueError("--device cuda: no GPU is there")
+    _require_gpu()
     result: dict[str, Any] = {
         "machine": machine(), "options": asdict(options), "means": MEANS, "sigmas": SIGMAS, "records": []
     }  # fmt: skip
@@ -64,10 +63,15 @@ def run_step_gpu(options: Options, models: list[str], out: Path | None) -> dict[
         return text
 
     for name in models:
-        with tempfile.TemporaryDirectory() as folder:
+        num_turns = len(options.rollouts) * options.steps
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            tqdm(total=2 + len(_WARM_UPS) + num_turns, unit="part", desc=f"{name}, weights") as bar,
+        ):
             writer = Remote(_Weights, name, folder)  # a process of its own gives all of its memory back
             writer.close()
-            for record in _measured(name, folder, options):
+            bar.update()
+            for record in _measured(name, folder, options, bar):
                 result["records"].append(record)
                 report()
     print(report())
@@ -79,7 +83,7 @@ class _Weights:
         save_decoder(random_decoder(MODELS[model], "cuda"), folder, torch.bfloat16)
 
 
-def _measured(name: str, folder: str, options: Options) -> Iterator[dict[str, Any]]:
+def _measured(name: str, folder: str, options: Options, bar: tqdm) -> Iterator[dict[str, Any]]:
     """A record of each n, by one process, which draws and compiles everything once before: at the most n, shortened."""
     config = MODELS[name]
     most = max(options.rollouts)
@@ -92,26 +96,34 @@ def _measured(name: str, folder: str, options: Options) -> Iterator[dict[str, An
     )  # fmt: skip
     ours: Remote | None = None
 
-    def step(work: Work, turn: int) -> dict[str, Any]:
-        done = ours.call("roll_out", work, turn) | ours.call("learn", work, turn)
+    def step(what: str, work: Work, turn: int) -> dict[str, Any]:
+        done = part(f"{what}, rollout", 0, ours.call, "roll_out", work, turn)
+        done |= part(f"{what}, update", 1, ours.call, "learn", work, turn)
         return done | {"step_s": sum_of_phases(done)}
+
+    def part(what: str, counts: int, run: Callable[..., Any], *arguments: Any) -> Any:
+        bar.set_description(f"{name}, {what}")
+        found = run(*arguments)
+        bar.update(counts)
+        return found
 
     for n in options.rollouts:
         record: dict[str, Any] = {"model": name, "num_rollouts": n}
         try:
             if ours is None:
-                ours = Remote(OurStep, setup)
-                first = [step(work, 0) for work in warm_ups][-1]
+                ours = part("learner and engine", 1, Remote, OurStep, setup)
+                first = [step("warm-up", work, 0) for work in warm_ups][-1]
                 ours.call("peak_bytes")
             turns = [first]
-            for turn in tqdm(range(1, options.steps + 1), desc=f"{name}, n = {n}", unit="turn"):
-                turns.append(step(options.work(n, turn, config.vocab_size), turn))
+            for turn in range(1, options.steps + 1):
+                turns.append(step(f"n = {n}", options.work(n, turn, config.vocab_size), turn))
             record |= _of(config, of_turns(turns)) | {"peak_bytes": ours.call("peak_bytes")}
         except (EngineError, OSError) as error:
             record["error"] = str(error)[:200]
             if ours is not None:
                 ours.close()  # what it holds is nobody's any more; the next n has a process of its own
                 ours = None
+                bar.total += 1 + len(_WARM_UPS)
         yield record
     if ours is not None:
         ours.close()
@@ -139,6 +151,11 @@ def kv_gib(work: Work, config: DecoderConfig) -> float:
     """Keys and values of all contexts and judgments side by side, and half as much again for half-full pages."""
     num_tokens = work.num_distinct_tokens + work.num_new_tokens
     return 1.5 * num_tokens * bytes_per_token(config, torch.bfloat16) / GIB
+
+
+def _require_gpu() -> None:
+    if not torch.cuda.is_available():
+        raise ValueError("--device cuda: no GPU is there")
 
 
 def _peak_flops() -> float | None:

@@ -119,7 +119,7 @@ def gpu_table(result: dict[str, Any]) -> str:
             r["model"], r["num_rollouts"], f"{r['update_tokens']:,}", _spread(r, "rollout_s"), _spread(r, "update_s"),
             f"{r['optimizer_s']:.2f}", _spread(r, "step_s"), f"{r['rollout_s'] / r['step_s']:.0%}",
             f"{r['update_tokens_per_s']:,.0f}",
-            *("-" if r[mfu] is None else f"{r[mfu]:.0%}" for mfu in ("mfu", "mfu_without_optimizer")),
+            *("-" if r[mfu] is None else f"{r[mfu]:.1%}" for mfu in ("mfu", "mfu_without_optimizer")),
             f"{r['peak_bytes'] / 2**30:.1f}",
         ))  # fmt: skip
     return "\n".join([*lines, "", *estimate()])

@@ -199,8 +199,8 @@ def test_a_gpu_table_holds_results_and_errors():
     wrong = {"model": "8b", "num_rollouts": 8, "error": "OutOfMemoryError: no"}
     text = gpu_table({"machine": machine, "options": {"pairs": 4}, "records": [right, wrong]})
     assert (
-        "| 4b | 8 | 6,000 | 1.00 (1.00-1.00) | 3.00 (3.00-3.00) | 0.30 | 4.00 (4.00-4.00) | 25% | 2,000 | 45% | 50% "
-        "| 2.0 |" in text
+        "| 4b | 8 | 6,000 | 1.00 (1.00-1.00) | 3.00 (3.00-3.00) | 0.30 | 4.00 (4.00-4.00) | 25% | 2,000 "
+        "| 45.0% | 50.0% | 2.0 |" in text
     )
     assert "| 8b | 8 | OutOfMemoryError: no |" in text
 
