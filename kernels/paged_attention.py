@@ -302,7 +302,7 @@ _MERGED = 8  # partial results that the merger reads at a time
 # way, 3 or 4 only one. On an H200 no blocks of 32, 64 or 128 tokens, with 4 or 8 warps, were the fastest everywhere: of
 # 32 queries, 128 tokens took 2 to 12 % less than these for 8 contexts, and 8 to 11 % more for 32. Tiles of 128 queries,
 # of sm_80 and of float32 are chosen by registers and shared memory alone.
-_FLOAT32_TILES = {16: Tile(16, 4, 3), 32: Tile(16, 8, 3)}
+_FLOAT32_TILES = {16: Tile(16, 4, 3), 32: Tile(32, 8, 3)}
 CONFIGS = {
     "sm_80": Config(
         tiles={16: Tile(32, 4, 5), 32: Tile(32, 4, 5), 64: Tile(32, 4, 5), 128: Tile(32, 8, 5)},
