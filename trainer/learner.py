@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.distributed._composable import checkpoint
+from torch.distributed.fsdp import FSDPModule
 
 from kernels.matmul import packed_weights
 from rollout.decoder import Decoder, DecoderConfig
@@ -181,6 +182,11 @@ class Learner:
             for block in self.decoder.layers:
                 block.set_reshard_after_forward(False)
             yield lambda has_next: self.decoder.set_reshard_after_backward(not has_next)
+        except BaseException:
+            for module in self.decoder.modules():
+                if isinstance(module, FSDPModule):
+                    module.reshard()  # whoever reads the weights next gets those that are kept, not their copies
+            raise
         finally:
             for block in self.decoder.layers:
                 block.set_reshard_after_forward(True)

@@ -33,8 +33,7 @@ class OffloadedAdamW(torch.optim.AdamW):
                         self._step_one(parameter)
         finally:
             self.param_groups = groups
-        if torch.cuda.is_initialized():
-            torch.cuda.synchronize()  # the moments have arrived, whoever reads them next
+        _wait_for_the_device()  # the moments have arrived, whoever reads them next
 
     def _step_one(self, parameter: Tensor) -> None:
         state = self.state[parameter]
@@ -59,10 +58,17 @@ class OffloadedAdamW(torch.optim.AdamW):
                 state["step"] = state["step"].to(parameter.device)  # where the fused form wants it
         for group, loaded in zip(ours, theirs, strict=True):
             group.update({key: value for key, value in loaded.items() if key != "params"})
+        _wait_for_the_device()
+
+
+def _wait_for_the_device() -> None:
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
 
 
 def _on_host(moment: Tensor) -> Tensor:
-    """A copy whose local part, next to a GPU, is in memory that it reaches by itself: several times as fast."""
+    """A copy whose local part, next to a GPU, is in memory that it reaches by itself: several times as fast. From a GPU
+    it is there when the device has been waited for."""
     if local(moment).is_cuda:
         return moment.to("cpu", non_blocking=True)  # that is where torch puts what nobody waits for
     copy = moment.to("cpu", copy=True)

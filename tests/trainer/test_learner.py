@@ -193,6 +193,23 @@ def test_a_pause_within_an_update_saves_what_was_there_before_it(tiny_judge, one
     assert any(not torch.equal(tensor, before[name]) for name, tensor in weights(learner).items())
 
 
+def test_an_error_within_an_update_leaves_the_weights_that_are_kept(tiny_judge, one_process):
+    learner = Learner(tiny_judge, ModelConfig(dtype="bfloat16"), OPTIM, 4, one_process)
+    learner.keeps_gathered = True
+    before, num_seen = weights(learner), []
+
+    def fails(*arguments):
+        num_seen.append(1)
+        if len(num_seen) == 3:
+            raise RuntimeError("no such reward")
+        return POLICY(*arguments)
+
+    with pytest.raises(RuntimeError, match="no such reward"):
+        learner.update(groups(6), fails, 64, 0, VALUES)
+    for name, tensor in weights(learner).items():
+        assert tensor.dtype == torch.float32 and torch.equal(tensor, before[name]), name
+
+
 def test_reducing_each_micro_batch_gives_the_same_gradients(tiny_judge, one_process):
     some, often = groups(9), ModelConfig(reduce_each_micro_batch=True)
     once = update(Learner(tiny_judge, ModelConfig(), OPTIM, 10, one_process), some, 64)
