@@ -42,7 +42,7 @@ def main(arguments: list[str]) -> int:
     compiled.add_argument("--arch", default="sm_80,sm_90", help="architectures, comma-separated")
     compiled.set_defaults(run=_compile)
     kernels = commands.add_parser("kernels", help="time and memory of each kernel beside plain torch, here")
-    names = "sample, linear_sample, linear_logprob, grpo_loss, linear_grpo_loss, paged_attention"
+    names = "sample, linear_sample, linear_logprob, grpo_loss, linear_grpo_loss, paged_attention, tree_attention"
     fused = "rms_norm, add_rms_norm, swiglu, norm_rotary, write_pages"
     kernels.add_argument("--only", help=f"some of {names}, {fused}; comma-separated")
     kernels.add_argument("--repeats", type=int, default=5, help="timed turns of each form (default: 5)")

@@ -66,7 +66,9 @@ class Fields:
             return value
         if default is not _MISSING:
             return default
-        raise self.error(field, f"{'is null' if field in self.data else 'missing'}; expected {expected}")
+        if field in self.data:
+            raise self.error(field, f"is null; expected {expected}")
+        raise self.error(field, missing(field, self.data, expected))
 
     def text(self, field: str, default: object = _MISSING) -> str:
         """A text, which may be empty."""
@@ -165,6 +167,12 @@ class Fields:
         except UnicodeEncodeError:  # half of a surrogate pair
             raise self.error(field, "is not valid Unicode; expected UTF-8 text") from None
         return value
+
+
+def missing(field: str, names: Collection[str], expected: str) -> str:
+    """What is wrong with a field that is not there, and which of the names that are may be meant for it."""
+    mistyped = difflib.get_close_matches(field, names, n=1, cutoff=0.75)
+    return f"missing; expected {expected}" + (f" (nearest here: {show(mistyped[0])})" if mistyped else "")
 
 
 def kind(value: object) -> str:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Protocol, TypeVar
 
-from patarm_core.fields import kind
+from patarm_core.fields import kind, missing
 from patarm_core.prompts import ROLES, Message, Prompt, flatten
 from patarm_core.rubrics import unknown_task
 
@@ -186,12 +186,12 @@ class _Row:
 
     def text(self, field: str) -> str:
         if field not in self.data:
-            raise self.error(field, "missing; expected a text")
+            raise self.error(field, missing(field, self.data, "a text"))
         return self._checked(field, self.data[field])
 
     def prompt(self) -> str | tuple[Message, ...]:
         if "prompt" not in self.data:
-            raise self.error("prompt", 'missing; expected a text or a list of {"role", "content"}')
+            raise self.error("prompt", missing("prompt", self.data, 'a text or a list of {"role", "content"}'))
         value = self.data["prompt"]
         if isinstance(value, str):
             return self._checked("prompt", value)
@@ -206,7 +206,7 @@ class _Row:
 
     def task(self, tasks: Sequence[str], default: str | None) -> str:
         if "task" not in self.data and default is None:
-            raise self.error("task", f"missing; expected one of {', '.join(tasks)}")
+            raise self.error("task", missing("task", self.data, f"one of {', '.join(tasks)}"))
         value = self.data.get("task", default)
         if not isinstance(value, str):
             raise self.error("task", f"is {kind(value)}; expected one of {', '.join(tasks)}")

@@ -152,7 +152,9 @@ def _merge(root: type, cls: type, data: dict[str, Any], where: str, prefix: str,
         key = prefix + name
         if name not in hints:
             known = list(_keys(root, ""))
-            nearest = difflib.get_close_matches(key, known, n=1, cutoff=0)
+            # The right name in the wrong table: grpo.lr is grpo.optim.lr, and not grpo.
+            of_that_name = [other for other in known if other.rpartition(".")[2] == name]
+            nearest = difflib.get_close_matches(key, of_that_name or known, n=1, cutoff=0)
             raise RecipeError(f"{where}: unknown key {key!r}" + (f"; the nearest is {nearest[0]!r}" if nearest else ""))
         inner = _table_type(hints[name])
         if inner is not None:

@@ -34,7 +34,7 @@ from rollout.decoder import Decoder
 from rollout.drawn import Drawn, Pending
 from rollout.forward import Runner
 from rollout.kv_cache import KvCache, bytes_per_token
-from rollout.pages import PagePool
+from rollout.pages import GPU_PAGE, PagePool
 from rollout.params import Completion, SamplingParams
 from rollout.scheduler import Counts, Scheduler
 from rollout.steps import Request, Sample
@@ -112,7 +112,7 @@ class Engine:
         if self.config.attention == "blocks" and not is_cpu:
             raise ValueError(f'attention="blocks" is for a CPU; the decoder is on {self.device}')
         is_paged = (self.config.attention or ("blocks" if is_cpu else "paged")) == "paged"
-        page_size = self.config.page_size or (16 if is_paged else BLOCK)
+        page_size = self.config.page_size or (GPU_PAGE if is_paged else BLOCK)
         self._cache = KvCache(decoder.config, self._num_pages(page_size, dtype), page_size, dtype, self.device)
         self._scheduler = Scheduler(
             PagePool(self._cache.num_pages, page_size), self.config.max_rows, self._max_step_tokens(),

@@ -22,6 +22,14 @@ def bytes_per_token(config: DecoderConfig, dtype: torch.dtype) -> int:
     return 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * dtype.itemsize
 
 
+def longest_sample(kv_gib: float, num_new: int, page_size: int, config: DecoderConfig, dtype: torch.dtype) -> int:
+    """Tokens of the longest context and `num_new` more that `Scheduler.submit` takes in so much memory; 0: none."""
+    num_pages = int(kv_gib * 2**30 / (page_size * bytes_per_token(config, dtype)))
+    # Without page 0, which is for padding, and one that may be needed twice.
+    of_context = num_pages - 2 - -(-num_new // page_size)
+    return of_context * page_size + 1 + num_new if of_context > 0 else 0
+
+
 class KvCache:
     """The memory of all pages, zero at first: a masked key has weight 0, but 0 times nan would be nan.
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import heapq
 
+GPU_PAGE = 16  # tokens of a page for the paged kernel
+
 
 class PagePool:
     """Numbers of pages and their reference counts; the keys and values themselves lie in `kv_cache`.

@@ -11,14 +11,18 @@ from transformers import PreTrainedTokenizerBase
 
 from patarm_core.judgment import JudgeMode, RubricSetting, judgment_tags, parse
 from patarm_core.pairs import Example
+from rollout.block_attention import BLOCK
 from rollout.contexts import ContextBuilder, load_rubrics
 from rollout.decoder import DecoderConfig
+from rollout.kv_cache import longest_sample
+from rollout.pages import GPU_PAGE
 from rollout.vocabulary import load_tokenizer
 from trainer.bt import BradleyTerry
 from trainer.checkers import open_checker
 from trainer.config import JUDGE_STAGES, Recipe
 from trainer.data import RunData, load_data
 from trainer.dpo import DirectPreference
+from trainer.learner import DTYPES
 from trainer.pair_stage import PairObjective
 from trainer.policy import Examiner, prompt_tokens
 from trainer.scorers import open_scorer
@@ -72,12 +76,13 @@ def load_inputs(recipe: Recipe, model: str, device: torch.device | None = None) 
     if tokenizer.eos_token_id is None:
         raise ValueError(f"{model}: the tokenizer has no end token")
     contexts = ContextBuilder(tokenizer, recipe.prompt, book)
+    kv_limit = _kv_limit(recipe, model_config, device)
     if recipe.role == "policy":
         imitated = response_leaves(data.responses, contexts)
-        judged = _lengths_of_policy(recipe, data, contexts, imitated, model_config)
+        judged = _lengths_of_policy(recipe, data, contexts, imitated, model_config, kv_limit)
     else:
         imitated = sft_leaves(data.judgments, contexts)
-        judged = _lengths(recipe, data, contexts, imitated, model_config)
+        judged = _lengths(recipe, data, contexts, imitated, model_config, kv_limit)
     compared = _lengths_of_chats(recipe, data, objectives, model_config)
     for name, length, limit, key in chain(judged, compared):
         if length > limit:
@@ -102,8 +107,24 @@ def _examiner(recipe: Recipe, data: RunData, device: torch.device) -> Examiner:
     return Examiner(answer_after=recipe.rlhf.answer_after, checker=checker, scorer=scorer)
 
 
+def _kv_limit(recipe: Recipe, model_config: DecoderConfig, device: torch.device | None) -> tuple[int, str] | None:
+    """(what a context and its completion may have, the limit's name); none where the device's memory decides."""
+    rollout = recipe.rollout
+    if not rollout.kv_gib:
+        return None
+    page_size = BLOCK if device is None or device.type == "cpu" else GPU_PAGE
+    dtype = DTYPES[recipe.model.dtype]
+    longest = longest_sample(rollout.kv_gib, rollout.max_completion_tokens, page_size, model_config, dtype)
+    return longest, f"room in rollout.kv_gib={rollout.kv_gib:g}"
+
+
 def _lengths_of_policy(
-    recipe: Recipe, data: RunData, contexts: ContextBuilder, imitated: list[Leaf], model_config: DecoderConfig
+    recipe: Recipe,
+    data: RunData,
+    contexts: ContextBuilder,
+    imitated: list[Leaf],
+    model_config: DecoderConfig,
+    kv_limit: tuple[int, str] | None,
 ) -> Iterator[tuple[str, int, int, str]]:
     """As `_lengths`, of what a policy imitates and answers."""
     tiles, num_new = f"in whole tiles of {TILE}", recipe.rollout.max_completion_tokens
@@ -117,6 +138,8 @@ def _lengths_of_policy(
             name = f"prompt {prompt.id} of {prompt.source}: prompt and rollout.max_completion_tokens make"
             length = len(prompt_tokens(contexts, prompt)) + num_new
             yield name, length, *position_limit
+            if kv_limit:
+                yield name, length, *kv_limit
             if prompts is data.prompts and "rlhf" in recipe.stages:
                 limit = room(recipe.rlhf.tokens_per_micro_batch), f"rlhf.tokens_per_micro_batch {tiles}"
                 yield name, length - 1, *limit
@@ -136,7 +159,12 @@ def _check_format(judgments: Sequence[Example], mode: JudgeMode, rubrics: Rubric
 
 
 def _lengths(
-    recipe: Recipe, data: RunData, contexts: ContextBuilder, judgments: list[Leaf], model_config: DecoderConfig
+    recipe: Recipe,
+    data: RunData,
+    contexts: ContextBuilder,
+    judgments: list[Leaf],
+    model_config: DecoderConfig,
+    kv_limit: tuple[int, str] | None,
 ) -> Iterator[tuple[str, int, int, str]]:
     """(what, its tokens, their limit, the limit's name) of everything that training and evaluation will run."""
     tiles = f"whole tiles of {TILE}"
@@ -154,6 +182,8 @@ def _lengths(
             name = f"pair {pair.id} of {pair.source}: context and rollout.max_completion_tokens make"
             length = contexts.longest(pair, recipe.mode) + num_new
             yield name, length, *position_limit
+            if kv_limit:
+                yield name, length, *kv_limit
             if pairs is data.pairs:
                 limit = room(recipe.grpo.tokens_per_micro_batch)
                 yield name, length - 1, limit, f"grpo.tokens_per_micro_batch in {tiles}"

@@ -133,6 +133,8 @@ def _report(job: Job, name: str) -> Iterator[str]:
     unit = "rows" if job.stage == "sft" else "pairs"
     size = getattr(job.config, f"{unit}_per_step")
     yield f"  {size} {unit} a step, {f'n = {job.recipe.rollout.num_rollouts}, ' if job.rolls_out else ''}{lengths}"
+    sizes = "V vocabulary, D and F widths of the model and of its feed-forward"
+    yield f"  s GPUs share one copy; P prompt, R response, J judgment; T tokens of a micro-batch; {sizes}"
     yield from ("", "memory of one GPU, GiB")
     always = sum(quantity(job) for quantity in ALWAYS)
     for phase, quantities_ in ("always", ALWAYS), *PHASES.items():

@@ -55,7 +55,7 @@ def test_pairwise_judgments_survive_being_written_and_read(written):
     assert read_choice_judgments(map(judgment_to_json, written), "sft.jsonl", TASKS) == written
     with pytest.raises(DataError) as error:
         read_judgments(map(judgment_to_json, written), "sft.jsonl", TASKS)
-    assert str(error.value) == "sft.jsonl:1: response: missing; expected a text"
+    assert str(error.value) == 'sft.jsonl:1: response: missing; expected a text (nearest here: "response_b")'
 
 
 def test_source_id_and_task_have_defaults():
@@ -88,6 +88,10 @@ ROLE_LIST = "system, developer, user, assistant, tool, function"
         ("[1]", "is a list; expected one object per line"),
         (_line(chosen=...), "chosen: missing; expected a text"),
         (_line(rejected=...), "rejected: missing; expected a text"),
+        (
+            _line(rejected=...)[:-1] + ', "rejectd": "5"}',
+            'rejected: missing; expected a text (nearest here: "rejectd")',
+        ),
         (_line(chosen=""), "chosen: is empty; expected some text"),
         (_line(rejected=" \n"), "rejected: is empty; expected some text"),
         (_line(chosen=None), "chosen: is null; expected a text"),

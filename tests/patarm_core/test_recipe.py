@@ -96,6 +96,7 @@ def test_a_dict_replaces_the_default_and_is_merged_between_texts():
     [
         ("num_rollouts = 16", "unknown key 'num_rollouts'; the nearest is 'rollout.num_rollouts'"),
         ("[rollout]\nnum_rollout = 16", "unknown key 'rollout.num_rollout'; the nearest is 'rollout.num_rollouts'"),
+        ("[rollout]\nlr = 1.0", "unknown key 'rollout.lr'; the nearest is 'optim.lr'"),
         ("[noise]\nshre = 1", "unknown key 'noise.shre'; the nearest is 'noise.share'"),
         ('[optim]\nlr = "fast"', 'optim.lr: expected a number, got "fast"'),
         ("[optim]\nlr = nan", "optim.lr: expected a number, got nan"),

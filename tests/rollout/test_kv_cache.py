@@ -5,11 +5,13 @@ N pages   P slots of a page   T tokens   K key/value heads   C head width
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
-from rollout.kv_cache import KvCache, bytes_per_token
+from rollout.kv_cache import KvCache, bytes_per_token, longest_sample
+from rollout.params import SamplingParams
 from tests.models import config
+from tests.simulated_steps import make_scheduler
 
 CONFIG = config()  # 3 layers, 2 key/value heads of width 16
 CPU = torch.device("cpu")
@@ -80,3 +82,16 @@ def test_bytes_of_a_token(dtype, size):
     it = cache(num_pages=5, page_size=8, dtype=dtype)
     num_bytes = sum(x_NKPC.numel() * x_NKPC.itemsize for layer in range(3) for x_NKPC in it.layer(layer))
     assert bytes_per_token(CONFIG, dtype) == 2 * 3 * 2 * 16 * size == num_bytes / (5 * 8)
+
+
+@example(num_pages=3, page_size=16, num_new=1)
+@given(st.integers(2, 24), st.sampled_from([8, 16, 64]), st.integers(1, 200))
+def test_the_longest_sample_is_the_longest_that_the_scheduler_takes(num_pages, page_size, num_new):
+    kv_gib = (num_pages + 0.5) * page_size * bytes_per_token(CONFIG, torch.float32) / 2**30
+    longest = longest_sample(kv_gib, num_new, page_size, CONFIG, torch.float32)
+    scheduler = make_scheduler(num_pages, page_size)
+    params = SamplingParams(n=1, max_tokens=num_new)
+    if longest:
+        scheduler.submit(list(range(longest - num_new)), params)
+    with pytest.raises(ValueError, match="the cache has"):  # a context has two tokens at least, one of them computed
+        scheduler.submit(list(range(max(2, longest + 1 - num_new))), params)

@@ -185,6 +185,12 @@ def test_what_would_not_fit_a_micro_batch_is_told_before_training(told, job, tmp
     assert line.endswith(" tokens; sft.tokens_per_micro_batch in whole tiles of 16 is 112")
 
 
+def test_keys_and_values_that_hold_no_judgment(told, job):
+    line = told(job | {"rollout.kv_gib": 1e-5})
+    assert line.startswith("pair 0 of tiny: context and rollout.max_completion_tokens make 1")
+    assert line.endswith(" tokens; room in rollout.kv_gib=1e-05 is 0")
+
+
 def changed(tiny_judge: Path, path: Path, **config: object) -> Path:
     shutil.copytree(tiny_judge, path)
     file = path / "config.json"
