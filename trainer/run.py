@@ -162,7 +162,7 @@ def _report(recipe: Recipe, folder: RunFolder, held_out: HeldOut, model: str, he
     if draw_curves(records, results if is_judge else {}, folder.path / "curves.png"):
         parts.append(f"Curves: {folder.path / 'curves.png'}")
     parts += [f"The page of the run: {write_report(folder.path)}", f"The trained {recipe.role}: {model}"]
-    if recipe.data.source == "embedded" and is_judge:
+    if recipe.data.source == "embedded" and "grpo" in recipe.stages:
         parts += ["", REAL_WEIGHTS]
     text = "\n".join(parts) + "\n"
     write_text(folder.path / "report.md", text)  # last: with it, the run is complete
