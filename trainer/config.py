@@ -216,6 +216,7 @@ class WatchConfig:
     margin_share: float = 0.5  # of the peak: half of what told the sides apart is gone
     margin_least_peak: float = 0.5  # points of score; a smaller peak is noise of n scores each
     zero_advantage_rise: float = 0.3  # of the share of groups with equal rewards, over its start
+    zero_advantage_most: float = 0.95  # of that share, also where it was so from the start: next to nothing is learned
     valid_drop: float = 0.1  # of the share of valid judgments, from its peak
     length_ratio: float = 2.0  # completion tokens over their start
     # Of a policy: the checker's score on the dev prompts so far below its best, while the reward is above what it was
@@ -226,9 +227,8 @@ class WatchConfig:
 
     def __post_init__(self) -> None:
         check(self, is_at_least(1), "at least 1", "window", "steps", "length_ratio", "dev_measurements")
-        check(self, lambda share: 0 <= share <= 1, "in [0, 1]", "entropy_share", "margin_share")
-        check(self, lambda share: 0 <= share <= 1, "in [0, 1]", "zero_advantage_rise", "valid_drop", "checker_drop")
-        check(self, lambda share: 0 <= share <= 1, "in [0, 1]", "unscored_share")
+        shares = ("entropy_share", "margin_share", "zero_advantage_rise", "zero_advantage_most", "valid_drop")
+        check(self, lambda share: 0 <= share <= 1, "in [0, 1]", *shares, "checker_drop", "unscored_share")
         check(self, lambda value: 0 < value < math.inf, "positive", "margin_least_peak", "logprob_gap")
 
 

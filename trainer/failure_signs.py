@@ -59,9 +59,10 @@ SIGNS = (
     ),
     Sign(
         "lost groups", "zero_advantage_share", False,
-        lambda level, config: level.start + config.zero_advantage_rise,
-        lambda config: f"{config.zero_advantage_rise:g} above its start",
-        "more groups have equal rewards and teach nothing; take harder pairs or more rollouts",
+        lambda level, config: min(level.start + config.zero_advantage_rise, config.zero_advantage_most),
+        lambda config: f"{config.zero_advantage_rise:g} above its start, {config.zero_advantage_most:g} at most",
+        "groups have equal rewards and teach nothing; take harder pairs or more rollouts, or, if valid_rate is low, "
+        "a model that writes the format, as after more SFT",
     ),
     Sign(
         "format decay", "valid_rate", True,

@@ -35,7 +35,7 @@ def is_beyond(sign: str, averages: list[float], config: WatchConfig) -> bool:
     return {
         "entropy collapse": now < config.entropy_share * start,
         "margin decay": peak >= config.margin_least_peak and now < config.margin_share * peak,
-        "lost groups": now > start + config.zero_advantage_rise,
+        "lost groups": now > start + config.zero_advantage_rise or now > config.zero_advantage_most,
         "format decay": now < peak - config.valid_drop,
         "length running away": now > config.length_ratio * start,
         "rollout off policy": now > config.logprob_gap,
@@ -124,6 +124,13 @@ def test_a_run_that_goes_well_is_told_nothing():
         for n in range(1, 61)
     ]  # fmt: skip
     assert told(records, WatchConfig()) == []
+
+
+def test_groups_without_an_advantage_from_the_start_are_told():
+    """As of a judge that SFT has not taught the format: no rise, but nothing is learned."""
+    (event,) = events(history("zero_advantage_share", [1.0] * 9), WatchConfig())
+    assert (event["sign"], event["step"], event["bound"]) == ("lost groups", 9, 0.95)
+    assert "if valid_rate is low" in event["text"]
 
 
 def test_a_margin_that_never_was_cannot_decay():
