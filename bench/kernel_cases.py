@@ -466,8 +466,8 @@ SHAPES: dict[str, dict[str, list[dict]]] = {
         "grpo_loss": [{"T": T} for T in (4096, 32_768, 131_072)],
         "linear_grpo_loss": [{"S": 8, "L": 1024, "D": D, "V": _V, "dtype": _BF16} for D in (4096, 5120)],
         "paged_attention": [
-            {"G": 32, "n": n, "prefix": 2048, "own": 512, "H": 32, "K": 8, "C": 128, "P": 16, "dtype": _BF16}
-            for n in (8, 32)
+            {"G": G, "n": n, "prefix": 2048, "own": 512, "H": 32, "K": 8, "C": 128, "P": 16, "dtype": _BF16}
+            for G, n in ((8, 1), (8, 4), (32, 8), (32, 32))
         ],
         "tree_attention": [  # of Qwen3-1.7B and 8B
             {"pairs": 4, "n": 4, "shorten": 1.0, "H": H, "K": 8, "C": 128, "dtype": _BF16} for H in (16, 32)

@@ -107,7 +107,7 @@ class ContextBuilder:
 
     def of_example(self, example: Example) -> list[int]:
         """The context of a row of SFT."""
-        name = f"judgment {example.id}"
+        name = f"judgment {example.id} of {example.source}"
         if isinstance(example, ChoiceExample):
             return self.pairwise(example.prompt, example.response_a, example.response_b, example.task, name)
         return self.pointwise(example.prompt, example.response, example.task, name)

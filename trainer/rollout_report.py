@@ -13,7 +13,10 @@ from trainer.rewards import PairRollout, Parts, joined
 
 
 def rollout_metrics(rewarded: Sequence[tuple[Judged, Parts]]) -> dict[str, float]:
-    """Given each pair with the parts of its rewards. Scores and their margin are pointwise judgments' alone."""
+    """Given each pair with the parts of its rewards.
+
+    Scores and their margin are pointwise judgments' alone, and left out where nothing is scored: 0 would be a score.
+    """
     judged = [item for item, _ in rewarded]
     parts = joined([of_pair for _, of_pair in rewarded])
     means = {f"reward_{name}": float(sum(rewards) / len(rewards)) for name, rewards in parts.items()}
@@ -28,11 +31,10 @@ def rollout_metrics(rewarded: Sequence[tuple[Judged, Parts]]) -> dict[str, float
     }
     if isinstance(judged[0], JudgedPair):
         scores = [float(j.score) for item in judged for j in item.judgments if j.score is not None]
-        metrics |= {
-            "margin": accuracy.margin if accuracy.margin is not None else 0.0,
-            "score_mean": float(np.mean(scores)) if scores else 0.0,
-            "score_std": float(np.std(scores)) if scores else 0.0,
-        }
+        if accuracy.margin is not None:
+            metrics["margin"] = accuracy.margin
+        if scores:
+            metrics |= {"score_mean": float(np.mean(scores)), "score_std": float(np.std(scores))}
     return metrics | format_rates(judged)
 
 

@@ -250,6 +250,7 @@ def test_metrics_of_a_step_without_one_valid_judgment_are_numbers():
     metrics = rollout_metrics([(rollout.judged, rollout.parts)])
     assert (metrics["reward"], metrics["reward_par"], metrics["pair_unscored"]) == (-1.5, 0.0, 1.0)
     assert all(math.isfinite(value) for value in metrics.values())
+    assert metrics.keys().isdisjoint({"margin", "score_mean", "score_std"})  # there is none, and 0 would be one
 
 
 def test_samples_show_the_first_judgment_of_each_side(rollouts):
