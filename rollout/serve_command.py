@@ -11,6 +11,7 @@ from pathlib import Path
 from rollout.contexts import read_text
 from rollout.options import load_judge
 from rollout.server import App, ServerConfig
+from rollout.threads import made_aside
 
 
 def run_serve(options: argparse.Namespace) -> None:
@@ -26,7 +27,7 @@ def run_serve(options: argparse.Namespace) -> None:
         request_timeout_s=options.request_timeout, api_key=_api_key(options.api_key_file),
     )  # fmt: skip
     listener = _bind(options.host, options.port)
-    app = App(load_judge(options), config)
+    app = App(made_aside(lambda: load_judge(options)), config)
     logging.basicConfig(format="%(asctime)s %(name)s %(levelname)s %(message)s")
     settings = uvicorn.Config(
         app, log_level="warning", access_log=False, lifespan="on", ws="none", http="h11", loop="asyncio",

@@ -19,6 +19,7 @@ import json
 import os
 import re
 import shutil
+import warnings
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -33,6 +34,9 @@ from trainer.learner import Learner
 from trainer.mistakes import Halt, warn
 
 MANIFEST, STATE = "manifest.json", "state.json"
+
+# DCP says so of every checkpoint of a process alone, which is what it was asked for.
+warnings.filterwarnings("ignore", message="torch.distributed is disabled")
 
 
 class Stateful(Protocol):
@@ -186,7 +190,8 @@ def state_of(learner: Learner) -> tuple[dict, dict]:
 
 def _load_(path: Path, learner: Learner) -> None:
     model, optimizer = state_of(learner)
-    dcp.load({"model": model, "optimizer": optimizer}, checkpoint_id=str(path))
+    is_alone = learner.world.size == 1  # and needs no process group: see `CheckpointWriter`
+    dcp.load({"model": model, "optimizer": optimizer}, checkpoint_id=str(path), no_dist=is_alone)
     set_state_dict(learner.decoder, learner.optimizer, model_state_dict=model, optim_state_dict=optimizer)
 
 

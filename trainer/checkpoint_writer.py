@@ -46,12 +46,14 @@ class Snapshot:
 class CheckpointWriter(AbstractContextManager):
     """At most one checkpoint of the stage is being written. It is complete when it has its name, and never before.
 
-    The thread's collectives run over a process group of their own (gloo), so that they meet no other ones.
+    The thread's collectives run over a process group of their own (gloo), so that they meet no other ones. A process
+    alone has none: a thread of gloo's that has once handled a large message keeps OpenMP threads of its own, and with
+    more of these than cores all wait by sleeping, which took twice the time of a small model's rollout.
     """
 
     def __init__(self, folder: Path, identity: dict, keep: int, world: World) -> None:
         self.folder, self.identity, self.keep, self.world = folder, identity, keep, world
-        self._group = dist.new_group(backend="gloo")
+        self._group = dist.new_group(backend="gloo") if world.size > 1 else None
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
 
@@ -106,7 +108,8 @@ class CheckpointWriter(AbstractContextManager):
                 shutil.rmtree(attempt)
         self._gather(None)  # nobody writes before the old attempts are gone
         # DCP waits for the disk, and tells all ranks if one of them fails.
-        dcp.save(snapshot.tensors, checkpoint_id=str(aside), process_group=self._group)
+        is_alone = self.world.size == 1
+        dcp.save(snapshot.tensors, checkpoint_id=str(aside), process_group=self._group, no_dist=is_alone)
         mine = f"__{self.world.rank}_*"
         facts = self._agreed(lambda: {file.name: file_facts(file) for file in aside.glob(mine)})
         files = {name: fact for rank_facts in facts for name, fact in rank_facts.items()}
@@ -140,6 +143,8 @@ class CheckpointWriter(AbstractContextManager):
         return [result for result, _ in everyone]
 
     def _gather(self, item: object) -> list:
+        if self._group is None:
+            return [item]
         items: list = [None] * self.world.size
         dist.all_gather_object(items, item, group=self._group)
         return items

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 
 from rollout.weights import full_tensors
@@ -93,6 +94,18 @@ def test_saving_changes_nothing_and_at_any_step_it_is_gone_on_from_exactly(new_l
         advance(resumed, range(step, 3))
         assert_equal(state_of(resumed), state_of(silent))
         shutil.rmtree(tmp_path / f"step-{step:06d}")
+
+
+def test_a_process_alone_saves_and_loads_without_collectives(new_learner, one_process, tmp_path, monkeypatch):
+    """Threads that serve them would keep OpenMP threads of their own, and those of the training would sleep."""
+    learner = new_learner()
+    advance(learner, range(2))
+    for name in ("new_group", "all_gather_object", "gather_object", "scatter_object_list", "broadcast_object_list"):
+        monkeypatch.setattr(dist, name, lambda *_, name=name, **__: pytest.fail(f"{name} was called"))
+    save_checkpoint(tmp_path, learner, 2, one_process)
+    again = new_learner()
+    assert restore_(tmp_path, again, {}, one_process) == 2
+    assert_equal(state_of(again), state_of(learner))
 
 
 def test_without_a_checkpoint_nothing_is_restored(new_learner, one_process, tmp_path):
