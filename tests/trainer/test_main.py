@@ -166,7 +166,7 @@ def test_a_prompt_that_is_measured_on_and_trained_on(told, job, tmp_path, key, n
 def test_a_judgment_over_the_length_limit(told, job, tmp_path):
     file = write_jsonl(tmp_path / "judgments.jsonl", [judgment(0) | {"prompt": "Say it. " * 90, "id": "j0"}])
     line = told(job | {"data.judgments": file, "prompt.max_context_tokens": 150})
-    assert line.startswith("judgment j0: prompt and response make a context of ")
+    assert line.startswith("judgment j0 of tiny: prompt and response make a context of ")
 
 
 def test_a_context_that_leaves_no_room_for_a_judgment(told, job):
@@ -333,11 +333,13 @@ def test_every_step_reports_what_there_is_to_know(quickstart):
         assert all(isinstance(value, str | list) or abs(value) < 1e9 for value in row.values())
     for row in rows[3:]:
         assert row.keys() >= {
-            "reward", "reward_par", "reward_format", "margin", "pair_accuracy", "pair_ties", "pair_unscored",
+            "reward", "reward_par", "reward_format", "pair_accuracy", "pair_ties", "pair_unscored",
             "valid_rate", "tag_error_rate", "score_error_rate", "zero_advantage_groups", "zero_advantage_share",
             "clip_share", "kl", "logprob_gap", "max_logprob_gap", "completion_tokens", "cut_short_rate",
             "sync_s", "rollout_s", "wait_s", "reward_s", "update_s",
         }  # fmt: skip
+        assert ("score_mean" in row, "score_std" in row) == (row["valid_rate"] > 0,) * 2
+        assert ("margin" in row) == (row["pair_unscored"] < 1)
         assert (row["pairs_by_rank"], row["rollout_idle_share"]) == ([4], 0.0)
         assert row["reward"] == pytest.approx(row["reward_par"] + row["reward_format"])
         assert row["valid_rate"] + row["tag_error_rate"] + row["score_error_rate"] == pytest.approx(1)
