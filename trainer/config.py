@@ -293,9 +293,12 @@ class Recipe:
                 raise ValueError(f'{stage}.exact_logprobs: needs model.dtype = "float32", got "{self.model.dtype}"')
         if "sft" in self.stages and self.mode == "pairwise" and self.data.source == "embedded":
             raise ValueError('mode = "pairwise": the embedded set has no pairwise judgments for the stage sft')
-        is_group_of_one = self.mode == "pairwise" or self.grpo.group == "side"
-        has_groups = "rlhf" in self.stages or ("grpo" in self.stages and is_group_of_one)
-        if has_groups and self.rollout.num_rollouts < 2:
+        is_one_context = self.mode == "pairwise" or self.grpo.group == "side"
+        needs_others = {  # of the same context; plain Reinforce++ compares with the whole step
+            "grpo": self.grpo.advantage != "reinforce++" and is_one_context,
+            "rlhf": self.rlhf.advantage != "reinforce++" or self.rlhf.unscored == "drop",
+        }
+        if self.rollout.num_rollouts < 2 and any(needs_others.get(stage) for stage in self.stages):
             raise ValueError(
                 f"a group baseline needs at least 2 rollouts per context, got num_rollouts={self.rollout.num_rollouts}"
             )

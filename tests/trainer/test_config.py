@@ -135,6 +135,17 @@ def test_settings_that_do_not_go_together_are_told():
         read("mode=pairwise", "rollout.num_rollouts=1", "grpo.group=pair")
 
 
+def test_one_rollout_is_enough_where_the_baseline_is_the_steps():
+    one = ("rollout.num_rollouts=1", "grpo.advantage=reinforce++")
+    assert read(*one).rollout.num_rollouts == read(*one, "mode=pairwise").rollout.num_rollouts == 1
+    policy = ("rollout.num_rollouts=1", "role=policy", 'stages=["rlhf"]', "rlhf.advantage=reinforce++")
+    assert read(*policy).rollout.num_rollouts == 1
+    # Another stage's estimator does not help, nor can a lone answer be kept or dropped by those beside it.
+    for some in (one[:1], (one[0], "rlhf.advantage=reinforce++"), (*policy, "rlhf.unscored=drop"), policy[:3]):
+        with pytest.raises(RecipeError, match="needs at least 2 rollouts per context, got num_rollouts=1"):
+            read(*some)
+
+
 def test_files_beside_the_embedded_source_are_refused_and_not_ignored():
     with pytest.raises(RecipeError, match=r'\[data\]: pairs: with source = "embedded" no file is read'):
         read("data.pairs=mine.jsonl", text='out = "x"\n[data]\nsource = "embedded"\n')

@@ -45,6 +45,14 @@ def test_an_objective_trains(name, tiny_files, tiny_judge, tmp_path):
             assert step["pairs_drawn"] - step["pairs_dropped"] <= 3
 
 
+def test_reinforce_trains_on_one_judgment_of_each_response(tiny_files, tiny_judge, tmp_path):
+    one = {"rollout.num_rollouts": 1, "eval.num_judgments": 1, "eval.votes": [1]}
+    tiny_runs.train(job(tiny_files, tiny_judge, tmp_path / "run", advantage="reinforce++") | one)
+    steps = tiny_runs.records(tmp_path / "run")
+    assert all(step["skipped"] == 0 and step["grad_norm"] > 0 for step in steps)
+    assert steps[0]["zero_advantage_share"] == 0  # the step's mean is the baseline, and no reward equals it
+
+
 def without_times(rows: list[dict]) -> list[dict]:
     return [{k: v for k, v in row.items() if k != "tokens_per_s" and not k.endswith("_s")} for row in rows]
 
