@@ -10,6 +10,7 @@ from random import Random
 from patarm_core.embedded.judge import JudgeConfig, judge
 from patarm_core.embedded.tasks import LETTERS, MAX_POLISH, TASKS, draw_prompt, draw_response, question_of
 from patarm_core.pairs import JudgmentExample, Pair
+from patarm_core.par import exact
 
 SOURCE = "embedded"
 Question = tuple[str, frozenset[str]]
@@ -77,7 +78,8 @@ def _draw_judgments(split: str, num_pairs: int, config: EmbeddedConfig, seen: se
         sides = [(response, judge(pair.prompt, response, rng, config)) for response in (pair.chosen, pair.rejected)]
         if rng.random() < config.sft_label_noise:
             sides.reverse()
-        if score_of(sides[0][1]) - score_of(sides[1][1]) <= config.min_margin:
+        margin = exact(score_of(sides[0][1])) - exact(score_of(sides[1][1]))
+        if margin <= exact(config.min_margin):
             continue
         seen.add(question_of(pair.prompt))
         rng.shuffle(sides)

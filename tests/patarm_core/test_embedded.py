@@ -203,6 +203,13 @@ def test_sft_judgments_are_valid_and_further_apart_than_the_margin(splits):
     assert min(abs(a - b) for a, b in zip(scores[::2], scores[1::2])) > 2
 
 
+def test_a_margin_that_only_rounding_puts_above_the_least_is_not_kept():
+    """8.3 - 6.3 is above 2 in floats; of these pairs two are just 2 apart."""
+    sft = make_splits(replace(SMALL, num_sft_pairs=1500, score_resolution=0.1)).sft
+    scores = [parse(example.judgment).score for example in sft]
+    assert min(abs(a - b) for a, b in zip(scores[::2], scores[1::2])) > 2
+
+
 def test_without_label_noise_the_chosen_response_has_the_higher_score():
     sft = make_splits(replace(SMALL, sft_label_noise=0.0)).sft
     for a, b in zip(sft[::2], sft[1::2]):
