@@ -53,6 +53,10 @@ def test_the_outputs_are_this_projects_data(example):
     scores = [parse(row.judgment).score for row in point]
     assert all(chosen - rejected > 2 for chosen, rejected in zip(scores[::2], scores[1::2], strict=True))
     assert [(row.source, row.id) for row in point[::2]] == [(row.source, row.id) for row in point[1::2]]
+    pairs = load_pairs(example / "data" / "pairs", book)  # of RL and of SFT: what a Bradley-Terry model sees
+    of_sft = {(a.source, a.id, a.response, b.response) for a, b in zip(point[::2], point[1::2], strict=True)}
+    assert {(p.source, p.id, p.chosen, p.rejected) for p in pairs if p not in rl} == of_sft
+    assert len(pairs) == len(rl) + len(of_sft) and set(rl) < set(pairs)
     chosen = {(row.source, row.id): row.response for row in point[::2]}
     for row in pair:  # a part of the pointwise set, and right
         side = {"A": row.response_a, "B": row.response_b}[read_answer(row.judgment, "choice")]

@@ -41,7 +41,8 @@ def write_outputs(
     sft = [row for row in rows if row["end"] == "sft_point"]
     judged = [_judgments(row) for row in sft]
     chosen = [_choice(row) for row in sft if "choice" in row]
-    for name, of in pairs.items():
+    trained = [pair_of(row) for row in rows if row["end"] in ("rl", "sft_point")]  # by a Bradley-Terry model
+    for name, of in [*pairs.items(), ("pairs", trained)]:
         _write_shards(folder / "data" / name, [pair_to_json(pair) for pair in of], recipe.shard_rows)
     lines = [judgment_to_json(example) for both in judged for _, example in both]
     _write_shards(folder / "data" / "sft_point", lines, recipe.shard_rows + recipe.shard_rows % 2)
