@@ -76,6 +76,8 @@ def reinforce_plus_plus(
 ) -> list[float]:
     """Reinforce++ (arXiv:2501.03262): A_i = (R_i − mean(R)) / (std(R) + eps) over the whole batch.
 
+    Its paper takes a token's KL penalty off the reward; here it is a term of the loss, as with every estimator.
+
     With `group_ids`, the baseline variant: the group's mean is subtracted first, and what is left is divided by its
     deviation over the batch. Its mean over the batch is 0 by construction and is not subtracted again, so that an
     all-equal group keeps exactly 0. Without `group_ids` such a group has no special standing.

@@ -85,6 +85,36 @@ def test_sft_then_rl_in_bfloat16_with_activation_checkpointing(sft, rl, tiny_jud
     assert ("pairs_drawn" in steps[-1], "reward_length" in steps[-1]) == (is_dapo, is_dapo)
 
 
+@pytest.mark.parametrize("file", sorted(RECIPES.glob("qwen3*_grpo_*.toml")), ids=lambda file: file.stem)
+def test_in_bfloat16_the_rollouts_rounding_is_corrected_for(file):
+    recipe = read_arguments([str(file)])
+    assert recipe.model.dtype == "bfloat16" and recipe.grpo.importance_cap == 2
+
+
+def test_gspo_clips_nothing_before_an_update(tiny_judge, tiny_files, tmp_path):
+    """Its bounds, 3e-4 and 4e-4, are no wider than what bfloat16 rounds in the mean of a completion."""
+    files = {key: str(path) for key, path in tiny_files.items() if key != "data.judgments"}
+    job = SMALLER | files | {"model.path": str(tiny_judge), "out": str(tmp_path / "rl"), "grpo.steps": 2}
+    job |= {"grpo.pairs_per_step": 5, "grpo.inner_epochs": 1}
+    assert main(["trainer/recipes/qwen3_8b_grpo_point_gspo.toml", *arguments(job)]) == 0
+    assert all(r["rollout_kl"] > 0 and r["clip_share"] == 0 for r in records(tmp_path / "rl"))
+
+
+@pytest.mark.parametrize("percent", [20, 50, 100])
+def test_flipped_labels_are_the_same_for_both_rewards(percent):
+    """Which sides are flipped depends on the seed, the share and the pairs: figure 4 compares the same flips."""
+    patarm, bt = (
+        read_arguments([str(RECIPES / f"qwen3_8b_{kind}_noise{percent}.toml")]) for kind in ("grpo_point", "bt")
+    )
+    assert patarm.data == bt.data and patarm.seed == bt.seed and bt.data.label_noise == percent / 100
+
+
+@pytest.mark.parametrize("rubrics", ["primary", "generated"])
+def test_table_4_is_of_rl_alone(rubrics):
+    recipe = read_arguments([str(RECIPES / f"qwen3_8b_grpo_point_{rubrics}.toml")])
+    assert (recipe.stages, recipe.model.path, recipe.prompt.rubrics) == (("grpo",), "Qwen3-8B", rubrics)
+
+
 def test_files_of_ones_own_train_a_small_model(tiny_files, tmp_path):
     files = {key: str(path) for key, path in tiny_files.items() if key != "data.dev"}
     sizes = {f"model.small.{key}": value for key, value in SMALL.items()} | {"eval.num_judgments": 2, "eval.votes": [2]}
