@@ -25,8 +25,8 @@ def token_weight(
 ) -> float:
     """The weight of every token of a completion.
 
-        token     1 / number of tokens: all tokens of the step alike (DAPO, arXiv:2503.14476, eq. 12, where it is those
-                  of a prompt, and prompts count alike)
+        token     1 / number of tokens: all tokens of the step alike (DAPO, arXiv:2503.14476; its eq. 12 divides by a
+                  prompt's tokens, and so takes prompts alike)
         sequence  1 / (number of completions · own tokens): all completions alike (GRPO, arXiv:2402.03300, eq. 3)
         constant  1 / (number of completions · longest allowed): no length is favoured (Dr. GRPO, arXiv:2503.20783)
 
