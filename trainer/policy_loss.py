@@ -39,7 +39,10 @@ def policy_leaf(context: list[int], completion: Completion, advantage: float, we
 def update_on(
     trees: Sequence[Sequence[Leaf]], learner: Learner, loss: PolicyLoss, config: PolicyGradientConfig, step: int
 ) -> dict[str, float]:
-    """The inner epochs of a step on its rollouts; returns the last one's metrics, and `AGREEMENT` of the first."""
+    """The inner epochs of a step on its rollouts; returns the last one's metrics, and `AGREEMENT` of the first.
+
+    `skipped` counts those of them that were.
+    """
     updates = [
         learner.update(
             trees,
@@ -51,7 +54,8 @@ def update_on(
         )
         for epoch in range(config.inner_epochs)
     ]
-    return updates[-1] | {name: updates[0][name] for name in AGREEMENT}
+    skipped = sum(update["skipped"] for update in updates)
+    return updates[-1] | {name: updates[0][name] for name in AGREEMENT} | {"skipped": skipped}
 
 
 @dataclass(slots=True)

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from patarm_core.loss_weights import StepCounts, token_weight
 from trainer import policy_loss as module
 from trainer.config import GrpoConfig
-from trainer.policy_loss import PolicyLoss
+from trainer.policy_loss import AGREEMENT, PolicyLoss, update_on
 from trainer.token_tree import Leaf, MicroBatch, TokenTree
 
 OBJECTIVES = {
@@ -170,6 +170,16 @@ def test_the_correction_is_the_ratio_of_trainer_to_rollout_up_to_its_cap():
     # And the next step begins anew.
     _, metrics = policy.for_epoch(0)(batch, batch.values_T["old_logprob"], batch.values_T["entropy"])
     assert metrics["importance_weight"].tolist() == [1.0] * 3
+
+
+def test_a_step_tells_of_every_inner_epoch_that_was_skipped():
+    class Learner:
+        def update(self, trees, loss, max_tokens, step, *_):
+            return {"loss": float(step), "skipped": float(step in (9, 10))} | dict.fromkeys(AGREEMENT, float(step))
+
+    config = GrpoConfig(inner_epochs=3)
+    found = update_on([], Learner(), PolicyLoss(config, None), config, 3)
+    assert found == {"loss": 11.0, "skipped": 2.0} | dict.fromkeys(AGREEMENT, 9.0)
 
 
 def test_inner_epochs_that_see_other_micro_batches_are_noticed():
