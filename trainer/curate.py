@@ -17,7 +17,7 @@ from trainer.curation.config import CurateRecipe
 from trainer.curation.input_rows import SUFFIXES
 from trainer.curation.outputs import write_outputs
 from trainer.curation.stage_files import StageFiles
-from trainer.curation.stages import all_stages, check_names
+from trainer.curation.stages import all_stages, check_names, check_sources
 from trainer.run_folder import folders, obstacle
 
 _INPUTS = "inputs.json"
@@ -41,6 +41,7 @@ def curate(recipe: CurateRecipe) -> Path:
         rows = files.run(number, name, lambda stage=stage, rows=rows: stage(rows))
         if num_read is None:
             num_read = Counter(row["source"] for row in (*rows, *files.dropped))
+            check_sources(recipe, num_read)
     if not (folder / "report.json").is_file():
         write_outputs(recipe, book, folder, num_read, rows, files.dropped)
     print(read_text(folder / "report.md"), end="")

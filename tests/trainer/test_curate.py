@@ -133,14 +133,17 @@ def recorded(number: int, chosen: list, rejected: list) -> dict:
 
 
 def run_recorded(tmp_path: Path, raw: bytes, scores: list[dict], *settings: str) -> Path:
+    assert start_recorded(tmp_path, raw, scores, *settings) == 0
+    return tmp_path / "run"
+
+
+def start_recorded(tmp_path: Path, raw: bytes, scores: list[dict], *settings: str) -> int:
     (tmp_path / "pairs.jsonl").write_bytes(raw)
     file = write_jsonl(tmp_path / "scores.jsonl", scores)
     judge = [f'{key}.judge={{kind="recorded", recorded="{file}"}}' for key in ("rollouts", "sft")]
     recipe = tmp_path / "recipe.toml"
     recipe.write_text(f'out = "{tmp_path / "run"}"\n[sources]\nmine = "plain:{tmp_path / "pairs.jsonl"}"\n')
-    arguments = ["curate", str(recipe), "rollouts.num_rollouts=2", "pairwise.samples=0", *judge, *settings]
-    assert main(arguments) == 0
-    return tmp_path / "run"
+    return main(["curate", str(recipe), "rollouts.num_rollouts=2", "pairwise.samples=0", *judge, *settings])
 
 
 def text(*rows: object) -> bytes:
@@ -310,6 +313,17 @@ def test_tasks_by_source_by_a_judge_and_by_the_fallback(tmp_path):
     )  # fmt: skip
     assert [row["task"] for row in lines(folder / "data" / "rl" / "00000.jsonl")] == ["math", "chat", "chat", "safety"]
     assert json.loads((folder / "report.json").read_text())["task_from"] == {"fallback": 2, "judge": 1, "source": 1}
+
+
+def test_the_task_of_a_source_that_there_is_not_is_refused_before_anything_is_judged(tmp_path, capsys):
+    rows = [pair(0), pair(1, source="wildguard"), pair(2, source="offsetbias", chosen="")]
+    scores = [recorded(0, [9, 1], [5, 5])]
+    assert start_recorded(tmp_path, text(*rows, 7), scores, 'classify.of_source={wildgard="safety"}') == 1
+    told = capsys.readouterr().err
+    assert "classify.of_source.wildgard: no such source; the rows' are mine, offsetbias, s, wildguard" in told
+    assert told.count("\n") == 1 and not (tmp_path / "run" / "judging").exists()
+    # One whose rows are all left out is no mistake.
+    assert start_recorded(tmp_path, text(*rows), scores, 'classify.of_source={offsetbias="chat"}') == 0
 
 
 def test_shards_and_prompts_that_rl_has(tmp_path):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -327,6 +327,20 @@ def check_names(recipe: CurateRecipe, book: RubricBook) -> None:
     for name in recipe.contamination.against:
         if name not in BENCHMARKS:
             raise ValueError(f"contamination.against.{name}: unknown benchmark; known are {', '.join(BENCHMARKS)}")
+
+
+def check_sources(recipe: CurateRecipe, found: Collection[str]) -> None:
+    """Once all is read: rows may name sources of their own, which no recipe tells beforehand.
+
+    Args:
+        found: sources, those of rows that are dropped among them.
+
+    Raises:
+        ValueError: one line; the recipe names the task of a source that there is not.
+    """
+    for name in recipe.classify.of_source:
+        if name not in found:
+            raise ValueError(f"classify.of_source.{name}: no such source; the rows' are {', '.join(sorted(found))}")
 
 
 def all_stages(recipe: CurateRecipe, book: RubricBook, folder: Path) -> dict[str, Stage]:
