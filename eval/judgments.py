@@ -42,13 +42,16 @@ class Judgments:
     _out: BinaryIO | None = None
 
     def missing(self, questions: Sequence[Question], retry: bool = False) -> list[Question]:
-        """Those that have not been judged as they are asked now; with `retry`, also those that got no reply."""
-        return [
-            question
-            for question in questions
-            if self._hashes.get(question.id) != prompt_hash(question)
-            or (retry and any(is_failed(drawn) for drawn in self.of[question.id]))
-        ]
+        """Those that have not been judged as they are asked now; with `retry`, also those of which a vote got no reply,
+        which name the votes that did (`kept`)."""
+        found = []
+        for question in questions:
+            if self._hashes.get(question.id) != prompt_hash(question):
+                found.append(question)
+            elif retry and any(map(is_failed, drawn := self.of[question.id])):
+                kept = frozenset(vote for vote, one in enumerate(drawn) if not is_failed(one))
+                found.append(replace(question, kept=kept))
+        return found
 
     def ask(
         self, judge: Judge, questions: Sequence[Question], label: str, retry: bool = False, unit: str = "judgment"
@@ -59,15 +62,16 @@ class Judgments:
             label, unit: of the progress bar.
         """
         missing = self.missing(questions, retry)
-        num_done = len(questions) - len(missing)
+        total = len(questions) * self.votes
+        done = total - sum(self.votes - len(question.kept) for question in missing)
         counts = {"unparsed": 0, "failed": 0}
-        with tqdm(total=len(questions) * self.votes, initial=num_done * self.votes, desc=label, unit=unit) as bar:
+        with tqdm(total=total, initial=done, desc=label, unit=unit) as bar:
             for index, drawn in judge.judge(missing, self.votes) if missing else ():
                 for one in self.add(missing[index], drawn):
                     counts["failed"] += is_failed(one)
                     counts["unparsed"] += is_unparsed(one)
                 bar.set_postfix({name: num for name, num in counts.items() if num}, refresh=False)
-                bar.update(len(drawn))
+                bar.update(len(drawn) - len(missing[index].kept))
 
     def add(self, question: Question, drawn: Sequence[Drawn]) -> Sequence[Drawn]:
         """Keeps and returns its votes; of a question that is asked again, what had a reply before stays."""

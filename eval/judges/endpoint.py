@@ -9,11 +9,12 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 
 from eval.judges.chat_client import ChatClient, EndpointError, ReplyError
 from eval.judges.form import Form, Order, Sampling, Turns, check_order
-from eval.judges.judge import Drawn, Mode, Question
+from eval.judges.judge import KEPT, Drawn, Mode, Question
 from kernels.philox import stream_seed
 
 CHARACTERS_PER_TOKEN = 4  # of English text, roughly; of code and other languages fewer
@@ -145,14 +146,13 @@ class EndpointJudge:
 
     def estimate(self, questions: Sequence[Question], votes: int) -> str:
         """Requests, tokens, cost and time to come. Outputs are counted at their limit, the most they can be."""
-        num = len(questions) * votes
-        characters = 0
+        num = characters = 0
         for question in questions:
-            try:
-                characters += sum(len(turn["content"]) for turn in self.form.turns(self.mode, question))
-            except ValueError:
-                num -= votes
-        tokens_in, tokens_out = characters * votes / CHARACTERS_PER_TOKEN, num * self.sampling.max_tokens
+            with suppress(ValueError):  # which cannot be asked
+                once = sum(len(turn["content"]) for turn in self.form.turns(self.mode, question))
+                characters += once * (votes - len(question.kept))
+                num += votes - len(question.kept)
+        tokens_in, tokens_out = characters / CHARACTERS_PER_TOKEN, num * self.sampling.max_tokens
         told = [f"{num:,} requests", f"about {tokens_in:,.0f} tokens in, at most {tokens_out:,} out"]
         least, most = self.price.of(tokens_in, 0), self.price.of(tokens_in, tokens_out)
         if most is not None:
@@ -175,8 +175,10 @@ class EndpointJudge:
                 self.tally.errors[_UNASKED] += votes
                 yield index, [Drawn(error=f"{_UNASKED}: {error}")] * votes
                 continue
-            drawn[index] = [None] * votes
+            drawn[index] = [KEPT if vote in question.kept else None for vote in range(votes)]
             for vote, is_swapped in enumerate(swapped):
+                if vote in question.kept:
+                    continue
                 seed = stream_seed("ask", self.seed, json.dumps(given), vote) & 0x7FFFFFFF  # endpoints take 31 bits
                 yield _Vote(index, vote, is_swapped, turns[is_swapped], seed)
 

@@ -27,6 +27,7 @@ class Question:
     task: str = "chat"  # a task that there are rubrics for; judges without rubrics pass over it
     prompt: Prompt  # a text, or messages of role and content
     responses: tuple[str, ...]
+    kept: frozenset[int] = frozenset()  # votes that are there from before: a judge may leave them out (`KEPT`)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +43,9 @@ class Drawn:
     is_swapped: bool = False  # pairwise: B was read first
     # Pairwise, of judges whose votes are sums of scores (DeepSeek-GRM): of A and of B, in the question's order.
     scores: tuple[float, float] | None = None
+
+
+KEPT = Drawn(error="kept: there from before")  # in place of a vote that was not asked for, and passed over by who asks
 
 
 class Judge(Protocol):

@@ -23,7 +23,7 @@ from eval.judges.chat_client import (
 )
 from eval.judges.endpoint import EndpointJudge, Price
 from eval.judges.form import Sampling
-from eval.judges.judge import Question, choice_of, mean_of
+from eval.judges.judge import KEPT, Question, choice_of, mean_of
 from eval.judges.patarm import patarm_form
 from eval.judges.rate_limit import RateLimit
 from patarm_core.rubrics import default_rubrics
@@ -82,6 +82,16 @@ def test_every_vote_is_a_request_with_a_seed_of_its_own():
         assert (body["model"], body["max_tokens"], body["user"]) == ("m", 100, "me")
         assert "top_p" not in body and "top_k" not in body and body["messages"][-1]["role"] == "user"
     assert judge.tally.tokens_in == 120 and judge.tally.tokens_out == 60 and not judge.tally.errors
+
+
+def test_votes_that_are_there_are_not_asked_for_and_the_others_are_as_they_were():
+    with server(lambda body, n: GOOD) as (url, seen):
+        _, whole = ask(url, votes=4)
+        judge = judge_of(url)
+        (_, drawn), *others = judge.judge([replace(questions(1)[0], kept=frozenset({0, 2}))], 4)
+    assert len(seen) == 4 + 2 and not others and "2 requests" in judge.lines[0]
+    assert [drawn[vote].seed for vote in (1, 3)] == [whole[0][vote].seed for vote in (1, 3)]
+    assert drawn[0] == drawn[2] == KEPT and judge.tally.replies == 2 and not judge.tally.errors
 
 
 def test_requests_are_open_side_by_side_and_no_more_than_asked_for():
