@@ -96,6 +96,9 @@ class EndpointJudge:
 
     @property
     def fingerprint(self) -> dict[str, object]:
+        """Without the address: a server that has moved, to the port of its next job or behind a gateway, goes on with
+        what was paid for, as `url` may change in a training run that resumes. The model's name stands for the model:
+        two servers that call different weights by one name need a folder each."""
         return {
             "endpoint_model": self.model, "form": self.form.fingerprint(self.mode), "mode": self.mode,
             "sampling": asdict(self.sampling), "seed": self.seed, "order": self.order, "extra": dict(self.extra),

@@ -41,6 +41,12 @@ def test_the_key_is_read_from_the_variable_that_is_named():
     assert open_judge(endpoint(), {"OPENAI_API_KEY": "sk-1"}).client._api_key == ""  # nobody else's key goes anywhere
 
 
+def test_a_server_that_has_moved_is_the_judge_it_was_and_another_model_is_not():
+    here, moved = open_judge(endpoint()), open_judge(endpoint("--endpoint", "https://elsewhere:81/v2"))
+    assert here.client.path != moved.client.path and here.fingerprint == moved.fingerprint
+    assert open_judge(endpoint("--endpoint-model", "other")).fingerprint != here.fingerprint
+
+
 def test_forms_that_ask_alike_and_read_otherwise_are_told_apart():
     """The bare template asks for nothing, so that `adaptive` and `primary` differ in what is drawn and read alone."""
     forms = {rubrics: judge_form("patarm", rubrics, "bare") for rubrics in ("adaptive", "primary", "generated")}
