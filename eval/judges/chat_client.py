@@ -82,7 +82,10 @@ class ChatClient:
             raise ValueError(f"--endpoint {url}: the port is not a number from 0 to 65535") from None
         path = parts.path.rstrip("/").removesuffix("/chat/completions")
         self.path = f"{path or '/v1'}/chat/completions"
-        self._is_tls, self._api_key, self.timeout_s = parts.scheme == "https", api_key, timeout_s
+        self._api_key, self.timeout_s = api_key, timeout_s
+        self._tls = ssl.create_default_context() if parts.scheme == "https" else None
+        if self._tls:
+            self._tls.set_alpn_protocols(["http/1.1"])
         self._retries, self._limit = retries or Retries(), limit or RateLimit(None)
         self._jitter = random.Random(jitter_seed)
 
@@ -116,14 +119,17 @@ class ChatClient:
         raise AssertionError("at least one try is made")
 
     def _post(self, data: bytes) -> tuple[int, Mapping[str, str], bytes]:
-        kind = http.client.HTTPSConnection if self._is_tls else http.client.HTTPConnection
         headers = {"Content-Type": "application/json", "Accept": "application/json", "Connection": "close"}
         if self._api_key:
             headers["Authorization"] = f"Bearer {self._api_key}"
         end = time.monotonic() + self.timeout_s
-        connection = kind(*self._address, timeout=self.timeout_s)
+        connection = (
+            http.client.HTTPSConnection(*self._address, context=self._tls)
+            if self._tls
+            else http.client.HTTPConnection(*self._address)
+        )
         try:
-            connection.connect()
+            connection.sock = _connected(connection.host, connection.port, self._tls, end)
             with _ends_after(connection.sock, end - time.monotonic()):
                 connection.request("POST", self.path, data, headers)
                 response = connection.getresponse()
@@ -141,6 +147,34 @@ class ChatClient:
             raise ReplyError("connection", f"{type(error).__name__} {error}".strip(), True) from None
         finally:
             connection.close()
+
+
+def _connected(host: str, port: int, tls: ssl.SSLContext | None, end: float) -> socket.socket:
+    """By `end`, of which each address of the host has an equal part. `HTTPConnection.connect` gives all of the time to
+    each of them and to the handshake once more, so that a host whose first address is dead has none left for a reply.
+
+    Looking the name up takes what the system's resolver allows itself.
+    """
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    for num_left, (family, kind, protocol, _, address) in zip(range(len(found), 0, -1), found, strict=True):
+        connected = None
+        try:
+            connected = socket.socket(family, kind, protocol)  # of a family that this machine may not have
+            connected.settimeout(_left_s(end) / num_left)
+            connected.connect(address)
+            break
+        except OSError:
+            if connected:
+                connected.close()
+            if num_left == 1:
+                raise
+    connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    connected.settimeout(_left_s(end))  # of the handshake as a whole
+    return tls.wrap_socket(connected, server_hostname=host) if tls else connected
+
+
+def _left_s(end: float) -> float:
+    return max(0.001, end - time.monotonic())
 
 
 @contextmanager

@@ -279,6 +279,40 @@ def test_tls_stays_on_when_the_time_is_over():
             tls.unwrap()
 
 
+@pytest.fixture
+def nowhere():
+    """An address at which nobody answers: its queue is full, and what else asks to connect is dropped."""
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as full:
+        waiting = [socket.socket() for _ in range(3)]
+        for one in waiting:
+            one.setblocking(False)
+            one.connect_ex(full.getsockname())
+        yield full.getsockname()
+        for one in waiting:
+            one.close()
+
+
+def addresses(monkeypatch, *found, strange=()):
+    known = [*strange, *((socket.AF_INET, socket.SOCK_STREAM, 0, "", address) for address in found)]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: known)
+
+
+def test_a_dead_address_of_a_host_leaves_time_for_the_next(nowhere, monkeypatch):
+    with server(lambda body, n: GOOD) as (url, seen):
+        strange = [(99, socket.SOCK_STREAM, 0, "", ("", 1))]  # of a family that no machine has
+        addresses(monkeypatch, nowhere, ("127.0.0.1", int(url.split(":")[2].split("/")[0])), strange=strange)
+        judge, drawn = ask(url, timeout_s=1)
+    assert drawn[0][0].score == 7 and len(seen) == 1 and not judge.tally.retries
+
+
+def test_connecting_and_the_handshake_are_within_the_time_of_the_whole(nowhere, monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        addresses(monkeypatch, nowhere, mute.getsockname())
+        begun = time.monotonic()
+        _, drawn = ask("https://mute", timeout_s=1, retries=Retries(max_tries=1))
+    assert drawn[0][0].error == "timeout: no reply within 1 s" and 0.9 < time.monotonic() - begun < 1.8
+
+
 def test_a_server_that_says_when_is_not_asked_before():
     with server(lambda body, n: replies(b"", 429, Retry_After="0.3") if n == 0 else GOOD) as (url, seen):
         _, drawn = ask(url)
