@@ -12,7 +12,9 @@ judge gives no score raises unless `unscored` says what it counts for, as 0 woul
 from __future__ import annotations
 
 import json
+import queue
 import random
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -38,7 +40,7 @@ def compute_score(
     Args:
         url: of the server.
         votes: judgments of the response; None: as many as the server was started with.
-        timeout: seconds for a reply; a server that has no room is asked again within them.
+        timeout: seconds for a reply as a whole; a server that has no room is asked again within them.
         unscored: what a response counts for that no judgment has a score of, such as 5; None: it raises.
 
     Raises:
@@ -64,16 +66,44 @@ def _reply(url: str, asked: dict, timeout: float) -> dict:
     end = time.monotonic() + timeout
     while True:
         try:
-            with urllib.request.urlopen(request, timeout=max(0.001, end - time.monotonic())) as reply:
-                judged = json.load(reply)
-            if not isinstance(judged, dict) or "score" not in judged:
-                raise RuntimeError(f"{url}: the reply has no score; is it a server of rollout/main.py serve?")
-            return judged
-        except urllib.error.HTTPError as error:
-            told, after = error.read().decode(errors="replace")[:500], error.headers.get("retry-after", "")
-            wait_s = (float(after) if after.isdecimal() else 1.0) * random.uniform(0.5, 1.5)  # not all at once again
-            if error.code not in _BUSY or time.monotonic() + wait_s > end:
-                raise RuntimeError(f"{url}: {error.code}: {told}") from None
+            code, after, body = _answer(request, max(0.001, end - time.monotonic()))
+            if code < 300:
+                judged = json.loads(body)
+                if not isinstance(judged, dict) or "score" not in judged:
+                    raise RuntimeError(f"{url}: the reply has no score; is it a server of rollout/main.py serve?")
+                return judged
         except (OSError, HTTPException, ValueError) as error:
             raise RuntimeError(f"{url}: {type(error).__name__}: {error}") from None
+        wait_s = (float(after) if after.isdecimal() else 1.0) * random.uniform(0.5, 1.5)  # not all at once again
+        if code not in _BUSY or time.monotonic() + wait_s > end:
+            raise RuntimeError(f"{url}: {code}: {body.decode(errors='replace')[:500]}")
         time.sleep(wait_s)
+
+
+def _answer(request: urllib.request.Request, seconds: float) -> tuple[int, str, bytes]:
+    """Status, Retry-After and body; TimeoutError where they are not there in time.
+
+    urlopen has that time for each read, of a server or proxy that drips as often as it likes. So it is left behind in
+    a thread of its own when the time is over.
+    """
+    done: queue.SimpleQueue = queue.SimpleQueue()
+
+    def ask() -> None:
+        try:
+            try:
+                reply = urllib.request.urlopen(request, timeout=seconds)
+            except urllib.error.HTTPError as error:
+                reply = error
+            with reply:
+                done.put((reply.status, reply.headers.get("retry-after", ""), reply.read()))
+        except Exception as error:  # raised where it is waited for
+            done.put(error)
+
+    threading.Thread(target=ask, daemon=True).start()
+    try:
+        found = done.get(timeout=seconds)
+    except queue.Empty:
+        raise TimeoutError(f"no reply within {seconds:.3g} s") from None
+    if isinstance(found, Exception):
+        raise found
+    return found

@@ -1,6 +1,8 @@
 """The reward function as verl calls it, against a live server."""
 
 import threading
+import time
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -75,6 +77,26 @@ def test_a_server_without_room_is_asked_again_and_another_program_is_told():
             Busy.reply, Busy.num_asked = reply, 2
             with pytest.raises(RuntimeError, match=problem):
                 compute_score("mine", "So.", "", EXTRA, url=here)
+        server.shutdown()
+
+
+@pytest.mark.parametrize("status", [200, 500])
+def test_a_reply_that_drips_has_no_more_time_than_another(status):
+    class Drips(Busy):
+        def do_POST(self):
+            self.send_response(status)
+            self.end_headers()
+            with suppress(OSError):
+                for _ in range(30):
+                    self.wfile.write(b" ")
+                    time.sleep(0.1)
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Drips) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        begun = time.monotonic()
+        with pytest.raises(RuntimeError, match="TimeoutError: no reply within"):
+            compute_score("mine", "So.", "", EXTRA, url=f"http://127.0.0.1:{server.server_port}", timeout=0.5)
+        assert time.monotonic() - begun < 1.5
         server.shutdown()
 
 
