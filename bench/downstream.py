@@ -106,7 +106,8 @@ def _result(folder: Path, stage: str) -> dict:
     # None without a reference (rlhf.kl_coef = 0), and null of a step that was skipped.
     divergences = [step["kl"] for step in steps[-10:] if step.get("kl") is not None]
     return {
-        **{key: measured[key] for key in ("accuracy", "low", "high", "all_right", "completion_tokens", "by_task")},
+        **{key: measured.get(key) for key in ("low", "high")},
+        **{key: measured[key] for key in ("accuracy", "all_right", "completion_tokens", "by_task")},
         "step_s": median(step["step_s"] for step in steps),
         "kl": fmean(divergences) if divergences else None,
         "is_warned": any(line["sign"] == NAME for line in read_records(folder / "warnings.jsonl")),

@@ -203,4 +203,4 @@ def _share(value: float | None) -> str:
 
 
 def _interval(metric: Metric) -> str:
-    return "" if metric.low is None else f"{metric.low:.1%} - {metric.high:.1%}"
+    return "-" if metric.low is None else f"{metric.low:.1%} - {metric.high:.1%}"

@@ -105,11 +105,15 @@ class PolicyHeldOut(HeldOut):
 
 
 def policy_summary(answers: Sequence[Sequence[Answer]], tasks: Sequence[str]) -> dict:
-    """`answer_metrics` of all answers, the checker's interval over prompts (bootstrap), and its mean by task."""
+    """`answer_metrics` of all answers, the checker's interval over prompts (bootstrap), and its mean by task.
+
+    `low` and `high` are left out where one prompt, or prompts that are all alike, do not show any spread.
+    """
     result: dict = {**answer_metrics(answers), "num_prompts": len(answers), "by_task": {}}
     if "accuracy" in result:
         means = [fmean(answer.checked for answer in group) for group in answers]
-        result["low"], result["high"] = bootstrap_interval(means, seed=0)
+        low, high = bootstrap_interval(means, seed=0)
+        result |= {"low": low, "high": high} if low < high else {}
         for task in sorted(set(tasks)):
             result["by_task"][task] = fmean(m for m, of in zip(means, tasks, strict=True) if of == task)
     return result

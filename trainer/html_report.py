@@ -106,10 +106,10 @@ def _tiles(run: RunRecord) -> str:
         interval = f"95 %: {now['low']:.1%} - {now['high']:.1%}"
         was = f"; {first}: {before['accuracy']:.1%}" if len(rows) > 1 else ""
         shown.append((f"held-out accuracy, {last}, voting@{now['votes']}", f"{now['accuracy']:.1%}", interval + was))
-    checked = [(name, result) for name, result in (run.answered or {}).items() if "low" in result]
+    checked = [(name, result) for name, result in (run.answered or {}).items() if "accuracy" in result]
     if checked:
         (first, before), (last, now) = checked[0], checked[-1]
-        told = f"95 %: {now['low']:.1%} - {now['high']:.1%}"
+        told = f"95 %: {now['low']:.1%} - {now['high']:.1%}" if "low" in now else "no interval"
         told += f"; {first}: {before['accuracy']:.1%}" if len(checked) > 1 else ""
         shown.append((f"held-out prompts by the checker, {last}", f"{now['accuracy']:.1%}", told))
     measured = [r for r in run.metrics if r.get("dev_accuracy") is not None]

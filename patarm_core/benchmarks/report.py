@@ -24,7 +24,7 @@ class Metric:
     name: str
     value: float | None  # a share in 0..1; None: nothing was scored
     num: int  # items that it was computed from
-    low: float | None = None  # 95 % interval
+    low: float | None = None  # 95 % interval; None: of what was not scored, or see `composites`
     high: float | None = None
 
 
@@ -89,6 +89,9 @@ def composites(
 ) -> dict[Key, Metric]:
     """Numbers made of several means or of clustered items, with bootstrap intervals over prompts.
 
+    A number that is the same in every resample has no interval: one prompt, or prompts that are all alike, do not show
+    how far off it may be, and a point would pass for certainty.
+
     Args:
         strata: part of the benchmark → column → one value per prompt; parts without prompts are left out.
         statistic: from the sums, part → column → sum, to the numbers by key; None for a share of nothing.
@@ -96,10 +99,12 @@ def composites(
     """
     sums = {name: {column: math.fsum(values) for column, values in columns.items()} for name, columns in strata.items()}
     intervals = bootstrap_intervals(strata, statistic, SEED, NUM_RESAMPLES)
-    return {
-        key: Metric(label(key)[0], value, label(key)[1], *(intervals[key] if value is not None else ()))
-        for key, value in statistic(sums).items()
-    }
+
+    found = {}
+    for key, value in statistic(sums).items():
+        (name, num), (low, high) = label(key), intervals[key] if value is not None else (None, None)
+        found[key] = Metric(name, value, num, *((low, high) if low != high else ()))
+    return found
 
 
 def missing_parts(found: Mapping[str, int], official: Mapping[str, int]) -> list[str]:

@@ -10,8 +10,10 @@ from html.parser import HTMLParser
 import pytest
 
 from tests.trainer.test_report import GRPO, RESULTS, SFT
+from trainer.held_out import policy_summary
 from trainer.html_report import RunRecord, page, read_run, write_report
 from trainer.html_samples import spread
+from trainer.policy import Answer
 
 VOID = {"meta", "br", "hr", "line", "rect", "polyline"}  # the last three close themselves
 HOSTILE = "</script></pre></style><img src=x onerror=alert(1)>\"'&lt;<answer>9</answer>"
@@ -91,6 +93,15 @@ def test_a_page_is_valid_and_needs_nothing_else(run):
     assert not [value for name, value in found.attributes if name in ("src", "href") or name.startswith("on")]
     assert "url(" not in text and "@import" not in text and "http" not in text
     assert "nan" not in text.lower().replace("sans", "") and "Infinity" not in text
+
+
+def test_one_prompt_shows_no_spread_and_gets_no_interval():
+    told = policy_summary([[Answer("Tea.", 2, False, checked, None) for checked in (1.0, 0.5)]], ["chat"])
+    assert told["accuracy"] == 0.75 and "low" not in told
+    words = " ".join(Page(page(RunRecord("run", "", False, answered={"rlhf": told}))).texts)
+    assert "75.0% no interval" in " ".join(words.split()) and "75.0% - 75.0%" not in words
+    told = policy_summary([[Answer("Tea.", 2, False, checked, None)] for checked in (1.0, 0.0)], ["chat"] * 2)
+    assert told["low"] < 0.5 < told["high"]
 
 
 def test_what_a_model_or_a_file_wrote_is_text_and_nothing_else():

@@ -59,12 +59,24 @@ def test_a_composite_is_resampled_part_by_part(a, b):
     means.sort()
     value = (sum(a) / len(a) + sum(b) / len(b)) / 2
     assert got["mean"].name == "MEAN" and got["mean"].num == 7 and math.isclose(got["mean"].value, value)
-    assert (got["mean"].low, got["mean"].high) == (means[25], means[-26])
+    ends = (means[25], means[-26])
+    assert (got["mean"].low, got["mean"].high) == (ends if ends[0] < ends[1] else (None, None))
     assert (got["share"].value is None) == (sum(b) == 0)
     if sum(b):
-        assert min(shares) <= got["share"].low <= got["share"].high <= max(shares)
+        if got["share"].low is not None:
+            assert min(shares) <= got["share"].low < got["share"].high <= max(shares)
     else:
         assert got["share"] == Metric("SHARE", None, 7)
+
+
+@pytest.mark.parametrize("a", [[1], [1, 1, 1]])
+def test_prompts_that_show_no_spread_give_no_interval(a):
+    def statistic(sums):
+        return {"a": sums["a"]["x"] / len(a), "both": (sums["a"]["x"] / len(a) + sums["b"]["x"] / 4) / 2}
+
+    got = composites({"a": {"x": a}, "b": {"x": [0, 1, 1, 0]}}, statistic, lambda key: (key, 1))
+    assert got["a"] == Metric("a", 1.0, 1)  # and not 100 % to 100 %
+    assert got["both"].low < 0.75 < got["both"].high
 
 
 def test_what_is_missing_or_too_much_is_named():
