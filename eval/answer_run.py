@@ -83,7 +83,7 @@ def _judged(
         questions = []
         for item in open_items:
             asked = item.row["questions"][turn]
-            content = f"Question:\n{asked}\n" if turn else _opening(item, texts[item.id], asked)
+            content = f"{asked}\n" if turn else _opening(item, texts[item.id], asked)
             questions.append(Question(id=f"{item.id}#{turn}", prompt=tuple(chats[item.id]), responses=(content,)))
         judgments.ask(judge, questions, f"infobench, question {turn + 1}", retry)
         turn += 1

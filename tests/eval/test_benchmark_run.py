@@ -229,6 +229,23 @@ def test_infobench_asks_about_recorded_outputs_or_those_of_a_model(tiny_judge, t
     assert "who answers yes or no" in capsys.readouterr().err
 
 
+def test_infobench_asks_in_a_chat_that_grows_as_published(tmp_path):
+    """The first turn holds the text, a later one the bare question; every answer stays in the chat."""
+
+    class Yes(FakeJudge):
+        def drawn(self, question, vote):
+            chats.append([turn["content"] for turn in question.prompt] + list(question.responses))
+            return Drawn(text="YES", score=1.0)
+
+    chats = []
+    row = layouts.infobench_row("task", output="A title")
+    run_infobench(read_infobench(layouts.lines(tmp_path / "infobench.jsonl", [row])), None, Yes(), tmp_path / "run")
+    first, second = chats
+    asked = row["decomposed_questions"]
+    assert '"A title"' in first[0] and first[0].endswith(f"Question:\n{asked[0]}\n")
+    assert second == [first[0], "YES", f"{asked[1]}\n"]
+
+
 def test_ifeval_has_a_model_answer_and_goes_on_where_it_was_cut(tiny_judge, tmp_path, capsys):
     long = {"instruction_id_list": ["length_constraints:number_words"], "kwargs": [{"relation": "less than"}]}
     long["kwargs"][0]["num_words"] = 3
