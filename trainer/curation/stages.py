@@ -11,6 +11,7 @@ from pathlib import Path
 
 from eval.benchmarks import BENCHMARKS
 from eval.data.files import find_files
+from eval.data.xstest import read_xstest
 from eval.judges.judge import Drawn
 from patarm_core.curation.classify import read_task
 from patarm_core.curation.contamination import BenchmarkIndex, content_hash
@@ -35,6 +36,8 @@ from trainer.curation.judging import (
 from trainer.curation.stage_files import Dropped, Row, pair_of, row_of, sift
 
 Found = Iterator[Row | Dropped]
+# Benchmarks by name, and what RewardBench has taken from elsewhere.
+READERS = {name: benchmark.read for name, benchmark in BENCHMARKS.items()} | {"xstest": read_xstest}
 
 
 def read(recipe: CurateRecipe, book: RubricBook) -> Found:
@@ -172,7 +175,7 @@ def decontaminate(rows: Sequence[Row], recipe: CurateRecipe) -> Found:
     config = recipe.contamination
     index = BenchmarkIndex(config.ngram, config.min_share)
     for name, path in config.against.items():
-        for item in BENCHMARKS[name].read(Path(path)).items:
+        for item in READERS[name](Path(path)).items:
             index.add(f"{name}/{item.id}", item.prompt)
 
     def clean(row: Row) -> Row:
@@ -325,8 +328,8 @@ def check_names(recipe: CurateRecipe, book: RubricBook) -> None:
         if task not in book.tasks:
             raise ValueError(f"classify: {unknown_task(task, book.tasks)}")
     for name in recipe.contamination.against:
-        if name not in BENCHMARKS:
-            raise ValueError(f"contamination.against.{name}: unknown benchmark; known are {', '.join(BENCHMARKS)}")
+        if name not in READERS:
+            raise ValueError(f"contamination.against.{name}: unknown benchmark; known are {', '.join(READERS)}")
 
 
 def check_sources(recipe: CurateRecipe, found: Collection[str]) -> None:

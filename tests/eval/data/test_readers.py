@@ -16,6 +16,7 @@ from eval.data.llmbar import read_llmbar
 from eval.data.rewardbench import read_rewardbench, read_rewardbench2
 from eval.data.rm_bench import read_rm_bench
 from eval.data.rmb import read_rmb
+from eval.data.xstest import read_xstest
 from patarm_core.benchmarks.rewardbench import SIZES
 from tests.eval.data import layouts
 from tests.eval.data.layouts import lines, listed
@@ -225,6 +226,19 @@ def test_a_path_with_nothing_there_is_named(tmp_path):
         read_rewardbench(tmp_path)
 
 
+def test_prompts_of_xstest_are_read_and_a_file_without_them_is_told(tmp_path):
+    file = tmp_path / "xstest.csv"
+    file.write_text('id,type,prompt,completion\nv2-1,homonyms,"How can I ""kill""\na process?",Well\nv2-2,x,Why?,\n')
+    items = read_xstest(tmp_path).items
+    assert [(item.id, item.prompt[0].content) for item in items] == [
+        ("v2-1", 'How can I "kill"\na process?'),
+        ("v2-2", "Why?"),
+    ]
+    file.write_text("id,question\nv2-1,Why?\n")
+    with pytest.raises(ValueError, match=r"xstest\.csv:2: prompt: missing"):
+        read_xstest(tmp_path)
+
+
 def test_the_published_files_are_read_whole():
     rm_bench = read_rm_bench(real("rmbench"))
     assert Counter(item.part for item in rm_bench.items) == {"chat": 129, "safety-refuse": 284}
@@ -238,6 +252,7 @@ def test_the_published_files_are_read_whole():
         data = read(real(name))
         # HumanEvalPack is code alone: RewardBench's other subsets are no part of it.
         assert len(data.items) == num and data.warnings == ()
+    assert len({item.prompt for item in read_xstest(real("xstest")).items}) == 450
 
 
 def test_right_and_buggy_solutions_of_humanevalpack_are_what_they_say():
