@@ -50,6 +50,6 @@ def aggregate(benchmark: str, file: Path, prompts: Path | None = None) -> Report
 def as_markdown(report: Report) -> str:
     parts = [f"# {report.benchmark}", markdown(headline_rows(report))]
     if policies := policy_rows(report):
-        parts += ["Under other rules:", markdown(policies)]
+        parts += ["Under other rules, with 95 % intervals and n:", markdown(policies)]
     parts.append("\n".join(f"- {note}" for note in notes_of(report)))
     return "\n\n".join(parts) + "\n"

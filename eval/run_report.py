@@ -81,9 +81,12 @@ def as_markdown(
         parts.append("\n".join(f"- {line}" for line in warnings))
     parts.append(markdown(headline_rows(voted[0].report, voted[0].label)))
     if len(voted) > 1:
-        parts += ["Every way to vote, from the same judgments:", markdown(_voting_rows(voted))]
+        parts += [
+            "Every way to vote, from the same judgments, with 95 % intervals and n:",
+            markdown(_voting_rows(voted)),
+        ]
     if policies := policy_rows(voted[0].report):
-        parts += ["Under other rules:", markdown(policies)]
+        parts += ["Under other rules, with 95 % intervals and n:", markdown(policies)]
     if notes := notes_of(voted[0].report):
         parts.append("\n".join(f"- {note}" for note in notes))
     return "\n\n".join(parts) + "\n"
@@ -105,8 +108,12 @@ def as_html(
         f"<ul>{items}</ul>" if items else "",
         _chart(voted),
         "<h2>Results</h2>\n" + table(headline_rows(first.report, first.label)),
-        "<h2>Every way to vote, from the same judgments</h2>\n" + table(_voting_rows(voted)) if len(voted) > 1 else "",
-        "<h2>Under other rules</h2>\n" + table(rows) if (rows := policy_rows(first.report)) else "",
+        "<h2>Every way to vote, from the same judgments, with 95 % intervals and n</h2>\n" + table(_voting_rows(voted))
+        if len(voted) > 1
+        else "",
+        "<h2>Under other rules, with 95 % intervals and n</h2>\n" + table(rows)
+        if (rows := policy_rows(first.report))
+        else "",
         f"<h2>Notes</h2>\n<ul>{notes}</ul>" if notes else "",
     ]
     return html_page(_title(settings), body)
@@ -165,9 +172,7 @@ def _across(tables: Mapping[str, Sequence[Metric]]) -> list[list[str]]:
     """Metrics down, tables across."""
     names = list(dict.fromkeys(metric.name for metrics in tables.values() for metric in metrics))
     values = [{metric.name: metric for metric in metrics} for metrics in tables.values()]
-    return [["", *tables]] + [
-        [name, *(_share(of[name].value) if name in of else "-" for of in values)] for name in names
-    ]
+    return [["", *tables]] + [[name, *(_whole(of[name]) if name in of else "-" for of in values)] for name in names]
 
 
 def _chart(voted: Sequence[Voted]) -> str:
@@ -200,6 +205,14 @@ def _chart(voted: Sequence[Voted]) -> str:
 
 def _share(value: float | None) -> str:
     return "-" if value is None else f"{value:.1%}"
+
+
+def _whole(metric: Metric) -> str:
+    """A number with its interval and n, in one cell."""
+    if metric.value is None:
+        return "-"
+    interval = "" if metric.low is None else f" ({_interval(metric)})"
+    return f"{_share(metric.value)}{interval}, {metric.num}"
 
 
 def _interval(metric: Metric) -> str:

@@ -46,13 +46,17 @@ def accuracy_table(results: dict[str, dict]) -> str:
 
 
 def task_rows(results: dict[str, dict]) -> list[list[str]]:
-    """Accuracy by task with all votes."""
+    """Accuracy by task with all votes, its 95 % interval and the number of pairs."""
     tasks = sorted({task for result in results.values() for task in result["by_task"]})
     return [["model", *tasks]] + [
         [_label(name, results)]
-        + [f"{result['by_task'][task]['accuracy']:.1%}" if task in result["by_task"] else "-" for task in tasks]
+        + [_with_interval(result["by_task"][task]) if task in result["by_task"] else "-" for task in tasks]
         for name, result in results.items()
     ]
+
+
+def _with_interval(row: dict) -> str:
+    return f"{row['accuracy']:.1%} ({row['low']:.1%} - {row['high']:.1%}), {row['num_pairs']}"
 
 
 def task_table(results: dict[str, dict]) -> str:

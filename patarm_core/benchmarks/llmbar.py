@@ -74,9 +74,10 @@ def report(rows: Sequence[Mapping]) -> Report:
         }
 
     def label(key: tuple[str, str]) -> tuple[str, int]:
-        subsets = of_mean[key[1]]
-        num = sum(len(by_subset[subset]) for subset in subsets)
-        return whole(key[1], [m for m in missing if m.partition(":")[0] in subsets]), num
+        policy, name = key
+        there = [strata[subset] for subset in of_mean[name] if subset in strata]
+        missing_here = [m for m in missing if m.partition(":")[0] in of_mean[name]]
+        return whole(name, missing_here), _num_instances(summed(there), policy)
 
     composed = composites(strata, statistic, label)
     tables: dict[str, list[Metric]] = {}
@@ -85,7 +86,7 @@ def report(rows: Sequence[Mapping]) -> Report:
         for subset, part in strata.items():
             earned, num = tally(summed([part]), policy)
             half = proportion(subset, earned / 2, num / 2)  # both orders of an instance are one observation
-            tables[policy].append(replace(half, num=math.ceil(num / 2)))
+            tables[policy].append(replace(half, num=_num_instances(summed([part]), policy)))
     tables[OFFICIAL] += [
         proportion(f"Agreement of the orders, {subset}", sum(one.agree for one in of_subset), len(of_subset))
         for subset, of_subset in by_subset.items()
@@ -125,6 +126,11 @@ def read_row(row: Mapping) -> _Judged:
     # Undecided: of the two orders one is right.
     both = Comparison(outcome, {"right": 1.0, "wrong": 0.0}.get(outcome, 0.5))
     return _Judged(name, subset, (both, both), (outcome,), outcome in ("right", "wrong"))
+
+
+def _num_instances(sums: Mapping[str, float], policy: str) -> int:
+    """That count under a tie rule, if in one order alone."""
+    return math.ceil(tally(sums, policy)[1] / 2)
 
 
 def _read_rating(fields: Fields, field: str) -> float | None:

@@ -27,6 +27,8 @@ from patarm_core.benchmarks.outcomes import (
     read_result,
     read_score,
     share,
+    summed,
+    tally,
 )
 from patarm_core.benchmarks.report import Metric, Report, composites, incomplete_note, missing_parts, read_rows, whole
 from patarm_core.fields import Fields
@@ -68,11 +70,10 @@ def report(rows: Sequence[Mapping]) -> Report:
         return numbers
 
     def label(key: tuple[str, str]) -> tuple[str, int]:
-        _, name = key
+        policy, name = key
         subsets = SECTIONS.get(name, SIZES)
-        return whole(name, [m for m in missing if m.partition(":")[0] in subsets]), sum(
-            len(by_subset[subset]) for subset in subsets
-        )
+        num = sum(tally(summed([part]), policy)[1] for subset, part in strata.items() if subset in subsets)
+        return whole(name, [m for m in missing if m.partition(":")[0] in subsets]), num
 
     composed = composites(strata, statistic, label)
     tables: dict[str, list[Metric]] = {}

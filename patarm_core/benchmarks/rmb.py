@@ -29,6 +29,8 @@ from patarm_core.benchmarks.outcomes import (
     read_scores,
     result_outcome,
     share,
+    summed,
+    tally,
 )
 from patarm_core.benchmarks.report import Report, composites, incomplete_note, missing_parts, read_rows, whole
 from patarm_core.fields import Fields
@@ -61,7 +63,10 @@ def report(rows: Sequence[Mapping]) -> Report:
     def statistic(sums: Mapping[str, Mapping[str, float]]) -> dict[str, float | None]:
         return {policy: mean(share(part, policy) for part in sums.values()) for policy in POLICIES}
 
-    overall = composites(strata, statistic, lambda policy: (whole("Overall", missing), len(judged)))
+    def label(policy: str) -> tuple[str, int]:
+        return whole("Overall", missing), tally(summed(strata.values()), policy)[1]
+
+    overall = composites(strata, statistic, label)
     names = {name: whole(name, [m for m in missing if m.startswith(name)]) for name in strata}
     tables = {
         policy: [overall[policy], *(accuracy(names[name], [part], policy) for name, part in strata.items())]

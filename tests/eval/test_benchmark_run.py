@@ -291,6 +291,23 @@ def test_a_response_that_was_not_given_is_counted_and_asked_for_again(tmp_path):
     assert (tmp_path / "run" / "report.json").read_bytes() == (tmp_path / "right" / "report.json").read_bytes()
 
 
+def test_every_number_of_a_report_has_its_interval_and_n(data_of, tmp_path):
+    run_benchmark("rewardbench", data_of("rewardbench"), FakeJudge(), [1, 4], tmp_path / "run")
+    told = aggregate("rewardbench", tmp_path / "run" / "rows.jsonl")
+    text = (tmp_path / "run" / "report.md").read_text()
+    shown = [
+        [cell.strip() for cell in line.split("|")[2:-1]] for line in text.splitlines() if re.match(r"\| .*\d%", line)
+    ]
+    assert len(shown) == 3 * len(told.metrics)  # the headline, every way to vote, the other rules
+    for cells in shown[len(told.metrics) :]:
+        for cell in cells:  # a composite of prompts that are alike has none
+            assert cell == "-" or re.fullmatch(r"[\d.]+%( \([\d.]+% - [\d.]+%\))?, \d+", cell), cell
+    left_out = {m.name.partition(" ")[0]: m for m in told.policies["ties and unparsed left out"]}
+    assert left_out["Overall"].num == left_out["Micro"].num < 4
+    micro = next(m for m in told.policies["tie = half, unparsed = half"] if m.name.startswith("Micro"))
+    assert f"{micro.value:.1%} ({micro.low:.1%} - {micro.high:.1%}), {micro.num}" in text
+
+
 @pytest.mark.parametrize(
     "rows, message",
     [

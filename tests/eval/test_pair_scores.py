@@ -32,7 +32,8 @@ def test_the_tables_take_scores_beside_judgments():
         "| start | 1 | 100.0% | 51.0% - 100.0% | 100.0% | 0 | 0 | +1.00 | 50.0% | 4 |",
         "| after BT, by score | 1 | 25.0% | 4.6% - 69.9% | 37.5% | 1 | 1 | +0.00 | - | 4 |",
     ]
-    assert task_table(results).splitlines()[-1] == "| after BT, by score | 50.0% | 0.0% |"
+    by_task = "50.0% (9.5% - 90.5%), 2 | 0.0% (0.0% - 65.8%), 2"
+    assert task_table(results).splitlines()[-1] == f"| after BT, by score | {by_task} |"
 
 
 def test_every_response_has_a_line():

@@ -74,6 +74,7 @@ def test_the_released_layout_holds_the_same_pairs_in_twos(example):
 
 def test_every_pair_is_accounted_for(example):
     report = json.loads((example / "report.json").read_text())
+    assert "whose RL column adds up to 20,866; printed is 20,853." in (example / "report.md").read_text()
     assert report["total"]["initial"] == 120
     dropped = lines(example / "filtered.jsonl") + lines(example / "quarantine.jsonl")
     assert len(dropped) == sum(report["total"]["dropped"].values())

@@ -51,9 +51,11 @@ def test_accuracy_comes_with_its_interval_ties_and_unscored_pairs():
     )
 
 
-def test_every_task_has_a_column():
+def test_every_task_has_a_column_with_intervals_and_numbers_of_pairs():
     assert task_table({"sft": result(0.7), "grpo": result(0.85)}) == (
-        "| model | chat | math |\n|---|---:|---:|\n| after SFT | 80.0% | 60.0% |\n| after GRPO | 95.0% | 75.0% |"
+        "| model | chat | math |\n|---|---:|---:|\n"
+        "| after SFT | 80.0% (75.0% - 84.0%), 400 | 60.0% (55.0% - 64.0%), 400 |\n"
+        "| after GRPO | 95.0% (90.0% - 99.0%), 400 | 75.0% (70.0% - 79.0%), 400 |"
     )
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from eval.tables import markdown
-from patarm_core.curation.counts import count, table, total
+from patarm_core.curation.counts import PAPER, count, table, total
 from patarm_core.curation.released import rl_rows, sft_rows
 from patarm_core.pairs import ChoiceExample, JudgmentExample, Pair, judgment_to_json, pair_to_json
 from patarm_core.prompts import pointwise
@@ -115,7 +115,8 @@ def _write_report(
     text = "\n".join(
         [
             "# Pairs, by source", "", markdown(table(counts)), "",
-            "SFT (pair) is a part of SFT (point). The paper's shares are of its table 6.", "", *_rules(recipe), "",
+            "SFT (pair) is a part of SFT (point). The paper's shares are of its table 6, whose RL column adds up to "
+            f"{sum(row[1] for row in PAPER.values()):,}; printed is 20,853.", "", *_rules(recipe), "",
             "# Not used", "", markdown([["reason", "rows", "see"], *reasons]), "",
             f"Pairs by what named their task: {_told(Counter({_NAMED_BY[of]: num for of, num in origins.items()}))}.",
             f"Rollouts without a score, of pairs that were kept: {_told(errors)}.", "",
