@@ -87,7 +87,8 @@ def report(rows: Sequence[Mapping]) -> Report:
         [[comparison.outcome] for _, comparison in judged],
         (
             *incomplete_note(missing),
-            "Official rule: equal scores 0; an unparsed judgment, or a recorded 0.5, 0.5. Overall is the mean of four "
+            "Official rule: equal scores 0, as of scalar models; an unparsed judgment, or a recorded 0.5, 0.5. "
+            "(Upstream gives two equal ratings of a judge 0.5: see tie = half.) Overall is the mean of four "
             "sections; math-prm weighs 984 in Reasoning, with 447 pairs.",
         ),
     )

@@ -143,3 +143,12 @@ def test_llmbar_gives_the_published_statistics_of_recorded_ratings():
     assert numbers["Agreement of the orders, GPTOut"] == 18 / 47
     assert values(got.policies["tie = wrong, unparsed = wrong"])["GPTOut"] == 10 / 47
     assert (got.num_ties, got.num_unparsed) == (29, 0)
+
+
+def test_rewardbench_says_what_equal_ratings_of_a_judge_count_upstream():
+    rows = [
+        {"subset": "hep-go", "score_chosen": a, "score_rejected": b} for a, b in ((7, 7), (None, 7), (8, 7), (6, 7))
+    ]
+    got = rewardbench.report(rows)
+    assert got.metrics[0].value == 1.5 / 4 and any("two equal ratings of a judge 0.5" in note for note in got.notes)
+    assert got.policies["tie = half, unparsed = half"][0].value == 2 / 4  # run_generative.py with ratings
