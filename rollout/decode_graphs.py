@@ -109,7 +109,8 @@ class DecodeGraphs:
             run()  # compiles kernels and sets up libraries, which must not happen while recording
         torch.cuda.current_stream(self._device).wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
+        # By default a call to CUDA of any other thread (of NCCL's, of a trainer's that saves) would spoil the recording.
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             drawn = run()
         self._pool = graph.pool()
 

@@ -62,6 +62,10 @@ class Runner:
             self._graphs.clear()
         self._cache.release()
         self.forget_weights()
+        if self._device.type == "cuda":
+            # Kept by torch, that one piece would be cut up for whatever comes next; if any of it stays (AdamW's
+            # moments), the keys and values of the next rollout do not fit there, nor beside it.
+            torch.cuda.empty_cache()
 
     def forget_weights(self) -> None:
         """What was made of weights that have changed."""

@@ -107,9 +107,11 @@ class CheckpointWriter(AbstractContextManager):
             for attempt in self.folder.glob("step-*.partial"):
                 shutil.rmtree(attempt)
         self._gather(None)  # nobody writes before the old attempts are gone
-        # DCP waits for the disk, and tells all ranks if one of them fails.
+        # DCP waits for the disk, and tells all ranks if one of them fails. Copying ahead, for which everything is too
+        # late here, it would wait for a stream: of GPU 0, where a thread begins, whosever GPU that is.
+        storage = dcp.FileSystemWriter(aside, per_thread_copy_ahead=0)
         is_alone = self.world.size == 1
-        dcp.save(snapshot.tensors, checkpoint_id=str(aside), process_group=self._group, no_dist=is_alone)
+        dcp.save(snapshot.tensors, storage_writer=storage, process_group=self._group, no_dist=is_alone)
         mine = f"__{self.world.rank}_*"
         facts = self._agreed(lambda: {file.name: file_facts(file) for file in aside.glob(mine)})
         files = {name: fact for rank_facts in facts for name, fact in rank_facts.items()}

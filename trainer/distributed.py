@@ -24,6 +24,8 @@ from trainer.incarnation import store_of_this_start
 from trainer.mistakes import leave_it_to_rank_0
 from trainer.stop import Stop
 
+_NCCL_HAS_FAILED = "exception_dump"  # kStoreDumpKey of torch's ProcessGroupNCCL.hpp
+
 
 @dataclass(frozen=True, slots=True)
 class World:
@@ -156,14 +158,25 @@ def world(num_processes: int = 0, shard_size: int = 0) -> Iterator[World]:
     if "MASTER_ADDR" in os.environ:
         found, _, _ = next(rendezvous("env://", timeout=default_pg_timeout))
         found.set_timeout(default_pg_timeout)
+        if rank == 0:  # before any other rank goes on
+            # Left by a rank whose NCCL failed, in torchrun's store, which outlives a restart; and past all prefixes, so
+            # that NCCL would find it there and end the processes of the next start, too, minutes after it.
+            found.delete_key(_NCCL_HAS_FAILED)
         store = store_of_this_start(found, rank, size)
         dist.init_process_group(backend, store=store, rank=rank, world_size=size)
     else:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    has_failed = False
     try:
         yield World(rank, size, device, _mesh(kind, size, shard_size or size))
+    except (Exception, KeyboardInterrupt):
+        has_failed = size > 1  # all ranks leave together by SystemExit
+        raise
     finally:
-        dist.destroy_process_group()
+        # NCCL would wait here for peers that wait for this rank: nobody would hear of what it has met, such as too
+        # little memory, before half an hour has passed.
+        if not has_failed:
+            dist.destroy_process_group()
 
 
 def _mesh(kind: str, size: int, shard_size: int) -> DeviceMesh:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -114,7 +115,8 @@ def run(recipe: Recipe, start: float, agent: str = "") -> None:
                 held_out.measure("initial", untrained, first)
             elif not recipe.stages or not set(JUDGE_STAGES).isdisjoint(recipe.stages):
                 held_out.measure("initial", untrained)
-            del untrained  # its memory is the stages' now
+            del untrained
+            _free_memory()  # it is the stages' now
             for stage in recipe.stages:
                 if not folder.is_finished(stage):
                     _run_stage(stage, model, recipe, folder, inputs, replica, held_out)
@@ -147,6 +149,12 @@ def _run_stage(
     save_decoder(learner.decoder, folder.model(stage), dtype, is_writer=folder.is_writer)
     replica.world.gather(None)
     del learner
+    _free_memory()
+
+
+def _free_memory() -> None:
+    """Of a learner that nobody has any more: FSDP's modules refer to one another, and would stay for quite a while."""
+    gc.collect()
     torch.cuda.empty_cache()
 
 

@@ -4,6 +4,7 @@ B rows   M pages of a row   G groups   L pages of a prefix   H query heads   K k
 """
 
 from dataclasses import astuple, replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -179,6 +180,18 @@ def test_graphs_are_forgotten_with_the_memory(recorded):
     assert not engine._runner._graphs._recorded
     assert_identical(engine.generate([context(20)], params), before)
     assert sizes == [(8, 1.0)] * 2
+
+
+def test_memory_on_a_gpu_goes_back_to_the_device(monkeypatch):
+    """torch would keep it, and cut it up for what comes next: as one piece it could not be had again."""
+    engine, told = paged(DOUBLE, batch_invariant=False), []
+    engine.generate([context(20)], [SamplingParams(n=1, max_tokens=2)])
+    stream = SimpleNamespace(synchronize=lambda: told.append("waits"))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: stream)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: told.append(engine._cache.is_acquired))
+    monkeypatch.setattr(engine._runner, "_device", torch.device("cuda"))
+    engine.release_memory()
+    assert told == ["waits", False]
 
 
 def test_graphs_are_forgotten_when_weights_lie_elsewhere(recorded):

@@ -1,5 +1,6 @@
 """What is saved comes back to the bit, and a run that was interrupted ends as if it had not been."""
 
+import gc
 import json
 import shutil
 import time
@@ -105,6 +106,22 @@ def test_a_process_alone_saves_and_loads_without_collectives(new_learner, one_pr
     save_checkpoint(tmp_path, learner, 2, one_process)
     again = new_learner()
     assert restore_(tmp_path, again, {}, one_process) == 2
+    assert_equal(state_of(again), state_of(learner))
+
+
+def test_beside_a_gpu_the_copy_is_written_without_it(new_learner, one_process, tmp_path, monkeypatch):
+    """DCP would make a stream wait in the writing thread: of GPU 0, where a thread begins, even if that is a peer's."""
+    learner = new_learner()
+    advance(learner, range(1))
+    writer = CheckpointWriter(tmp_path, {}, 1, one_process)
+    copy = writer.snapshot(learner, 1, "{}")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda *_: pytest.fail("a stream is asked for"))
+    writer.start(copy)
+    writer.wait()
+    monkeypatch.undo()
+    again = new_learner()
+    assert restore_(tmp_path, again, {}, one_process) == 1
     assert_equal(state_of(again), state_of(learner))
 
 
@@ -337,6 +354,25 @@ def test_a_copy_that_is_written_is_kept_no_longer(run_settings, tmp_path, monkey
     short = {"stages": ["sft"], "sft.steps": 3, "sft.checkpoint_every": 1, "sft.dev_every": 0, "data.held_out": ""}
     assert main(arguments(run_settings | short | {"out": tmp_path / "run"})) == 0
     assert alive == [0, 0, 0] and copies
+
+
+def test_a_stage_begins_when_the_learner_before_it_is_gone(run_settings, tmp_path, monkeypatch):
+    """Weights and moments of both have no place on a GPU, and garbage is not looked for every step."""
+    learners, alive, make = [], [], Learner.__init__
+
+    def watched(self, *arguments):
+        alive.append(sum(decoder() is not None for decoder in learners))
+        make(self, *arguments)
+        learners.append(weakref.ref(self.decoder))
+
+    monkeypatch.setattr(Learner, "__init__", watched)
+    short = {"sft.steps": 1, "grpo.steps": 1, "sft.dev_every": 0, "grpo.dev_every": 0, "data.held_out": ""}
+    gc.disable()
+    try:
+        assert main(arguments(run_settings | short | {"out": tmp_path / "run"})) == 0
+    finally:
+        gc.enable()
+    assert alive == [0, 0, 0]  # one that is measured, and one of each stage
 
 
 def test_a_run_interrupted_between_stages_goes_on_with_the_next(run_settings, uninterrupted, tmp_path, monkeypatch):
