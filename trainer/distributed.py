@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -170,13 +172,22 @@ def world(num_processes: int = 0, shard_size: int = 0) -> Iterator[World]:
     try:
         yield World(rank, size, device, _mesh(kind, size, shard_size or size))
     except (Exception, KeyboardInterrupt):
-        has_failed = size > 1  # all ranks leave together by SystemExit
+        has_failed = size > 1  # alone: where all ranks leave together, it is by SystemExit
         raise
     finally:
-        # NCCL would wait here for peers that wait for this rank: nobody would hear of what it has met, such as too
-        # little memory, before half an hour has passed.
-        if not has_failed:
+        if has_failed:
+            # NCCL would wait here for peers that wait for this rank: nobody would hear of what it has met, such as too
+            # little memory, before half an hour has passed.
+            atexit.register(_leave_at_once)
+        else:
             dist.destroy_process_group()
+
+
+def _leave_at_once() -> None:
+    """Ends a process that has told why, without a word to its peers: torchrun stops them."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1)
 
 
 def _mesh(kind: str, size: int, shard_size: int) -> DeviceMesh:

@@ -18,9 +18,14 @@ from rollout.contexts import ContextBuilder, load_rubrics
 from rollout.decoder import Decoder, DecoderConfig
 from trainer.config import Recipe
 from trainer.data import RunData
+from trainer.distributed import World
 from trainer.run_folder import settings_that_matter
 
 _READ = (".safetensors", ".bin", ".json", ".jinja", ".model")  # of a model's directory
+_INPUTS = {
+    "shapes": "shapes of the model", "tokenizer": "tokens (a tokenizer)", "data": "data (judgments, pairs or rubrics)",
+    "reward": "weights or rubrics of rlhf.reward.model",
+}  # fmt: skip
 _PROBE = "<think>It's 12.5 times\n\n\tas good: naïve, 好, 👍</think> <answer>8</answer>"
 
 
@@ -37,6 +42,15 @@ def run_identity(recipe: Recipe, data: RunData, contexts: ContextBuilder, model:
         "reward": _reward_hash(recipe),
     }
     return json.loads(json.dumps(identity))  # tuples are lists there
+
+
+def refuse_other_inputs(identity: dict, world: World) -> None:
+    """Raises ValueError, on every rank, if one has read something else: nodes may hold copies of their own."""
+    rank_0, *others = world.gather(identity)
+    for rank, theirs in enumerate(others, 1):
+        for name, what in _INPUTS.items():
+            if theirs[name] != rank_0[name]:
+                raise ValueError(f"rank {rank} has {what} other than those of rank 0; all nodes need the same files")
 
 
 def difference(saved: dict, now: dict) -> str | None:

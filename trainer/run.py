@@ -21,7 +21,7 @@ from trainer.distributed import World, world
 from trainer.grpo import run_grpo
 from trainer.held_out import HeldOut, PolicyHeldOut
 from trainer.html_report import write_report
-from trainer.identity import run_identity
+from trainer.identity import refuse_other_inputs, run_identity
 from trainer.inputs import Inputs, load_inputs
 from trainer.judged_pairs import judged_pairs, refuse_pairs_of_another_run
 from trainer.learner import DTYPES, Learner
@@ -32,7 +32,7 @@ from trainer.policy import PolicyReplica
 from trainer.replica import JudgeReplica, Replica
 from trainer.report import draw_curves, time_table
 from trainer.rlhf import run_rlhf
-from trainer.run_folder import RunFolder, write_text
+from trainer.run_folder import RunFolder, refuse_another_recipe, write_text
 from trainer.sft import run_sft
 from trainer.stop import Leaving
 from trainer.tensorboard_log import check_tensorboard
@@ -63,6 +63,7 @@ def run(recipe: Recipe, start: float, agent: str = "") -> None:
         _told_once(here),
     ):
         with here.agreed():
+            refuse_another_recipe(recipe, here)
             folder = RunFolder.open(recipe, here, agent)
         recipe = replace(recipe, resume=folder.is_resumed)
         if all(map(folder.is_finished, recipe.stages)) and (folder.path / "report.md").is_file():
@@ -86,7 +87,11 @@ def run(recipe: Recipe, start: float, agent: str = "") -> None:
             head = first.head if first else None
             untrained = Learner(model, recipe.model, recipe.sft.optim, 1, here, head) if model else None
         with here.agreed():
+            refuse_other_inputs(folder.identity, here)
+        with here.agreed():
             folder.create(recipe)
+        with here.agreed():
+            folder.refuse_unshared(here)
         with _ours_to_blame():
             if here.is_main:
                 num_parameters = inputs.model_config.num_parameters

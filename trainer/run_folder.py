@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from pathlib import Path
+from uuid import uuid4
 
 import torch
 
@@ -26,15 +27,19 @@ _MAY_CHANGE = {
 _MAY_CHANGE_TABLES = ("watch", "log")
 STEP_LOGS = ("metrics.jsonl", "samples.jsonl", "warnings.jsonl")  # lines that name their stage and step
 _LAUNCH = "launch.json"
+SEEN_WITHIN_S = 90.0  # on another node: what it remembers of a network file system may be a minute old
 
 
 class RunFolder:
     """Paths and append-only logs of one run."""
 
-    def __init__(self, path: Path, is_writer: bool, is_resumed: bool = False, agents: Sequence[str] = ()) -> None:
+    def __init__(
+        self, path: Path, is_writer: bool, is_resumed: bool = False, agents: Sequence[str] = (), mark: str = ""
+    ) -> None:
         self.path, self.is_writer, self.is_resumed = path, is_writer, is_resumed
         self.identity: dict = {}  # of the run, for its checkpoints (trainer/identity.py)
         self._agents = agents  # that started the run
+        self._mark = mark  # a file by which other ranks know the folder; "": there are none
 
     @classmethod
     def open(cls, recipe: Recipe, world: World, agent: str = "") -> RunFolder:
@@ -62,13 +67,34 @@ class RunFolder:
                     problem = obstacle(path / "recipe.toml", recipe)
             except (ValueError, OSError) as error:  # a recipe cut short or of an older version; what cannot be read
                 problem = f"{path}: cannot be {'resumed' if is_resumed else 'used'}: {error}"
-        path, is_resumed, problem = world.gather((path, is_resumed, problem))[0]
+        path, is_resumed, problem, mark = world.gather((path, is_resumed, problem, f"seen-{uuid4().hex}"))[0]
         if problem:
             raise ValueError(problem)
-        return cls(path, world.is_main, is_resumed, agents)
+        return cls(path, world.is_main, is_resumed, agents, mark if world.size > 1 else "")
 
     def create(self, recipe: Recipe) -> None:
         """Makes the folder of a new run; the recipe comes last, and with it there is something to resume."""
+        self._create(recipe)
+        if self.is_writer and self._mark:
+            (self.path / self._mark).touch()
+
+    def refuse_unshared(self, world: World) -> None:
+        """Raises ValueError, on every rank, if one of them does not see the folder that has been created."""
+        if not self._mark:
+            return
+        deadline = time.monotonic() + SEEN_WITHIN_S
+        while not (is_seen := (self.path / self._mark).exists()) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        seen = world.gather(is_seen)
+        if self.is_writer:
+            (self.path / self._mark).unlink(missing_ok=True)
+        if not all(seen):
+            raise ValueError(
+                f"{self.path}: rank {seen.index(False)} does not see what rank 0 writes there; "
+                "all nodes need one file system for `out`, and the same working directory if it is relative"
+            )
+
+    def _create(self, recipe: Recipe) -> None:
         if self.is_writer and not self.is_resumed:
             self.path.mkdir(parents=True, exist_ok=True)
             if self._agents:
@@ -107,6 +133,18 @@ class RunFolder:
             if (self.path / file).is_file():
                 kept = [r for r in self.records(file) if r["stage"] != stage or r["step"] <= step]
                 write_text(self.path / file, "".join(map(record_line, kept)))
+
+
+def refuse_another_recipe(recipe: Recipe, world: World) -> None:
+    """Raises ValueError, on every rank, if one was started with other settings: each node has its own command line."""
+    rank_0, *others = world.gather(_flat(recipe))
+    for rank, theirs in enumerate(others, 1):
+        for key, value in rank_0.items():
+            if theirs[key] != value:
+                raise ValueError(
+                    f"{key}: is {value!r} on rank 0 and {theirs[key]!r} on rank {rank}; "
+                    "all nodes are started with the same recipe and settings"
+                )
 
 
 def obstacle(file: Path, recipe: object) -> str | None:

@@ -1,25 +1,46 @@
-"""How processes join, and how they leave one that has failed."""
+"""How processes join, on one node or on two that differ, and how they leave one that has failed."""
 
 import os
 import subprocess
 import sys
-import time
+import textwrap
 from pathlib import Path
 
 import pytest
 import torch.distributed as dist
 
+from tests.tiny_runs import arguments, pair, settings, write_jsonl
 from tests.trainer.test_mesh import free_port
 from trainer.distributed import world
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# As of NCCL, whose shutdown waits for peers.
+
+def two_ranks(program: str, arguments: list[list[str]], folders: list[Path]) -> list[tuple[int, str, str]]:
+    """(exit status, output, errors) of each."""
+    environment = os.environ | {
+        "PYTHONPATH": str(ROOT), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2",
+    }  # fmt: skip
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", program, *of_rank], cwd=folder, env=environment | {"RANK": str(rank)},
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for rank, (of_rank, folder) in enumerate(zip(arguments, folders, strict=True))
+    ]  # fmt: skip
+    try:
+        told = [rank.communicate(timeout=100) for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+    return [(rank.returncode, *of_rank) for rank, of_rank in zip(ranks, told, strict=True)]
+
+
+# As with NCCL, whose shutdown waits for peers.
 WAITING = """
 import sys, time
 import torch.distributed as dist
 from trainer.distributed import world
-destroy = dist.destroy_process_group
 dist.destroy_process_group = lambda: (print("waits", flush=True), time.sleep(60))
 with world() as here:
     here.gather(None)
@@ -31,25 +52,25 @@ with world() as here:
 
 @pytest.mark.slow
 def test_a_rank_that_fails_tells_and_leaves_without_its_peers():
-    environment = os.environ | {
-        "PYTHONPATH": str(ROOT), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2",
-    }  # fmt: skip
-    start = time.monotonic()
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-c", WAITING], cwd=ROOT, env=environment | {"RANK": rank}, stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE, text=True,
-        )
-        for rank in "01"
-    ]  # fmt: skip
-    try:
-        (_, of_peer), (said, told) = (rank.communicate(timeout=50) for rank in ranks)
-    finally:
-        for rank in ranks:
-            rank.kill()
+    (of_peer, _, _), (status, said, told) = two_ranks(WAITING, [[], []], [ROOT, ROOT])
     assert "RuntimeError: out of memory" in told and "waits" not in said
-    assert ranks[1].returncode == 1 and ranks[0].returncode != 0, of_peer
-    assert time.monotonic() - start < 50
+    assert status == 1 and of_peer != 0
+
+
+@pytest.mark.parametrize(("size", "ended"), [("2", ""), ("1", "Python's end\n")])
+def test_of_several_processes_none_is_at_pythons_end_with_threads_of_gloo(size, ended):
+    program = """
+        import atexit
+        from trainer.main import leave
+        atexit.register(print, "Python's end")
+        print("said")
+        leave(3)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)], cwd=ROOT, capture_output=True, text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "WORLD_SIZE": size},
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (3, f"said\n{ended}")
 
 
 def test_a_failure_of_nccl_before_a_restart_does_not_end_what_is_started(monkeypatch):
@@ -64,3 +85,40 @@ def test_a_failure_of_nccl_before_a_restart_does_not_end_what_is_started(monkeyp
         monkeypatch.setenv(name, str(value))
     with world():
         assert not store.check(["exception_dump"])
+
+
+NODE = """
+import sys
+from trainer import run_folder
+from trainer.main import leave, main
+run_folder.SEEN_WITHIN_S = 1.0
+leave(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("differs", "line"),
+    [
+        ("a setting", "grpo.pairs_per_step: is 3 on rank 0 and 2 on rank 1; all nodes are started with the same"),
+        ("the data", "rank 1 has data (judgments, pairs or rubrics) other than those of rank 0; all nodes need the"),
+        ("the folder", "out: rank 1 does not see what rank 0 writes there; all nodes need one file system for `out`"),
+    ],
+)
+def test_nodes_that_differ_are_told_once_and_before_anything_is_trained(
+    tiny_files, tiny_judge, tmp_path, differs, line
+):
+    """Relative paths are looked up in each node's own folder."""
+    folders = [tmp_path / "node-0", tmp_path / "node-1"]
+    for rank, folder in enumerate(folders):
+        folder.mkdir()
+        write_jsonl(folder / "pairs.jsonl", [pair(i) for i in range(7 - (rank if differs == "the data" else 0))])
+    job = settings(tiny_files) | {
+        "model.path": tiny_judge, "data.pairs": "pairs.jsonl", "out": "out", "stages": ["grpo"], "grpo.steps": 1,
+    }  # fmt: skip
+    other = job | ({"grpo.pairs_per_step": 2} if differs == "a setting" else {})
+    ended = two_ranks(NODE, [arguments(job), arguments(other)], folders)
+    told = [said for _, _, errors in ended for said in errors.splitlines() if said.startswith("error: ")]
+    assert len(told) == 1 and told[0].startswith(f"error: {line}"), ended
+    assert [status for status, _, _ in ended] == [1, 1]
+    assert not (folders[1] / "out").exists() and not list(folders[0].glob("out/seen-*"))
