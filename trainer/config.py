@@ -122,7 +122,7 @@ class RolloutConfig:
     max_completion_tokens: int = 4096
     temperature: float = 1.0  # GRPO takes no other: its ratio is of log-probs at 1
     max_rows: int = 512  # rollouts decoded side by side on one rank
-    kv_gib: float = 0.0  # of keys and values on one rank; 0: 4 on a CPU, on a GPU nine tenths of what is free at first
+    kv_gib: float = 0.0  # of keys and values on one rank; 0: 4 on a CPU, on a GPU nine tenths of what training leaves
 
     def __post_init__(self) -> None:
         check(self, is_at_least(1), "at least 1", "num_rollouts", "max_completion_tokens", "max_rows")

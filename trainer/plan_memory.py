@@ -106,11 +106,10 @@ def logits_of_a_chunk(job: Job) -> float:
 
 
 def keys_and_values(job: Job) -> float:
-    """rollout.kv_gib; if 0, nine tenths of what is free before there are moments; at most max_rows whole texts"""
+    """rollout.kv_gib; if 0, nine tenths of what is free between updates; at most max_rows whole texts"""
     if not job.has_replica:
         return 0.0
-    there = (master_weights, rollout_replica, context_and_libraries)
-    free = job.gpu.memory_gib * GIB - sum(quantity(job) for quantity in there)
+    free = job.gpu.memory_gib * GIB - sum(quantity(job) for quantity in ALWAYS)
     wanted = job.recipe.rollout.kv_gib * GIB or max(0.0, 0.9 * free)
     whole_texts = job.recipe.rollout.max_rows * job.shape.max_position_embeddings
     return min(wanted, whole_texts * kv_bytes_per_token(job))

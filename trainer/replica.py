@@ -31,14 +31,22 @@ class Replica:
         self.shared = SharedRollout(contexts, world)
         self._model_config, self._dtype = model_config, DTYPES[recipe.model.dtype]
         self._seed, self._rollout, self._eval, self._mode = recipe.seed, recipe.rollout, recipe.eval, recipe.mode
+        self._later_bytes = later_bytes(recipe, model_config, recipe.model.shard_size or world.size)
 
     @cached_property
     def _engine(self) -> Engine:
         with torch.device("meta"):
             decoder = Decoder(self._model_config).to(self._dtype)
         decoder.to_empty(device=self.world.device).requires_grad_(False)
-        config = EngineConfig(max_rows=self._rollout.max_rows, kv_gib=self._rollout.kv_gib or None)
+        config = EngineConfig(max_rows=self._rollout.max_rows, kv_gib=self._rollout.kv_gib or self._kv_gib_left())
         return Engine(decoder, self.contexts.tokenizer, config)
+
+    def _kv_gib_left(self) -> float | None:
+        """On a GPU nine tenths of what training will leave free, between its updates."""
+        if self.world.device.type != "cuda":
+            return None
+        free = torch.cuda.mem_get_info(self.world.device)[0]
+        return max(0.9 * (free - self._later_bytes), 0.1 * free) / 2**30
 
     def refreshed(self, learner: Learner) -> Engine:
         """The engine with the learner's weights of now; every rank calls it."""
@@ -49,6 +57,20 @@ class Replica:
             learner.copy_weights_to_(decoder)
         refuse_stale_weights(decoder, learner.decoder, self.world)
         return self._engine
+
+
+def later_bytes(recipe: Recipe, config: DecoderConfig, num_shards: int) -> float:
+    """What the stage that needs most will keep on each rank beside weights and replica: AdamW's moments, and a
+    reference model, of which the embedding and the head stay gathered."""
+    most, N = 0.0, config.num_parameters
+    for stage in recipe.stages:
+        of_stage = getattr(recipe, stage)
+        num_bytes = 0 if of_stage.optim.cpu_offload else 8 * N / num_shards
+        if stage in ("grpo", "rlhf") and of_stage.kl_coef:
+            tables = (1 if config.tie_word_embeddings else 2) * config.vocab_size * config.hidden_size
+            num_bytes += 4 * N / num_shards + DTYPES[recipe.model.dtype].itemsize * tables
+        most = max(most, num_bytes)
+    return most
 
 
 class JudgeReplica(Replica):

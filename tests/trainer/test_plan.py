@@ -17,8 +17,10 @@ from rollout.decoder import Block, Decoder, DecoderConfig, causal_attention
 from rollout.shapes import QWEN3, shape_named_in
 from tests.tiny_runs import SMALL
 from trainer import plan_memory, plan_time
+from trainer.distributed import World
 from trainer.main import main, read_arguments
-from trainer.plan_job import GPUS, Job, Tree
+from trainer.plan_job import GIB, GPUS, Job, Tree
+from trainer.replica import JudgeReplica
 from trainer.token_tree import Leaf, TokenTree
 
 RECIPES = Path(__file__).resolve().parents[2] / "trainer" / "recipes"
@@ -177,7 +179,7 @@ def test_the_report_stands_beside_the_paper(capsys):
     [
         ["model.activation_checkpointing=false"],
         ["model.reduce_each_micro_batch=false", "grpo.tokens_per_micro_batch=32768"],
-        ["rollout.kv_gib=0"],
+        ["rollout.kv_gib=60"],
         ["--gpus", "4"],
         ["grpo.tokens_per_micro_batch=262144"],
     ],
@@ -187,6 +189,18 @@ def test_what_does_not_fit_is_told_with_what_helps_and_that_is_true(changes, cap
     told = re.search(r"^does not fit: .*", capsys.readouterr().out, re.M)[0]
     advice = re.search(r"it would fit with (\S+) ", told)[1]
     assert main(["--plan", GRPO, *changes, *(["--gpus", "8"] if advice.isdigit() else [advice])]) == 0
+
+
+@pytest.mark.parametrize("changes", [[], ["model.shard_size=8"], ["grpo.kl_coef=0"]])
+def test_keys_and_values_of_no_stated_size_leave_room_for_training(changes, monkeypatch):
+    it = job(*changes, "rollout.kv_gib=0")
+    # What is there when the first judgment is drawn: weights and replica.
+    there = (plan_memory.master_weights, plan_memory.rollout_replica, plan_memory.context_and_libraries)
+    free = it.gpu.memory_gib * GIB - sum(quantity(it) for quantity in there)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (int(free), int(it.gpu.memory_gib * GIB)))
+    replica = JudgeReplica(it.recipe, it.shape, None, World(0, 16, torch.device("cuda", 3), None))
+    assert replica._kv_gib_left() * GIB == pytest.approx(plan_memory.keys_and_values(it), rel=1e-6)
+    assert main(["--plan", GRPO, *changes, "rollout.kv_gib=0"]) == 0
 
 
 def test_several_stages_are_planned_one_by_one(capsys):
