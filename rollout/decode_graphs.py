@@ -109,7 +109,7 @@ class DecodeGraphs:
             run()  # compiles kernels and sets up libraries, which must not happen while recording
         torch.cuda.current_stream(self._device).wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        # By default a call to CUDA of any other thread (of NCCL's, of a trainer's that saves) would spoil the recording.
+        # By default any call to CUDA that another thread makes (NCCL's, a trainer's that saves) would spoil it.
         with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             drawn = run()
         self._pool = graph.pool()

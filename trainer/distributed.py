@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import atexit
 import ctypes
+import json
 import os
+import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -128,7 +130,7 @@ def world(num_processes: int = 0, shard_size: int = 0) -> Iterator[World]:
 
     Raises:
         ValueError: the recipe asks for another number of processes than were started, or for shards that do not divide
-            it, or there are too few GPUs.
+            it, or there are too few GPUs, or a node whose name means itself alone.
     """
     size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     local_rank, local_size = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
@@ -165,6 +167,10 @@ def world(num_processes: int = 0, shard_size: int = 0) -> Iterator[World]:
             # that NCCL would find it there and end the processes of the next start, too, minutes after it.
             found.delete_key(_NCCL_HAS_FAILED)
         store = store_of_this_start(found, rank, size)
+        if error := _loopback_among_nodes(store, rank, size, socket.gethostname(), _address_of_gloo()):
+            if rank:
+                leave_it_to_rank_0(error)
+            raise error
         dist.init_process_group(backend, store=store, rank=rank, world_size=size)
     else:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
@@ -181,6 +187,30 @@ def world(num_processes: int = 0, shard_size: int = 0) -> Iterator[World]:
             atexit.register(_leave_at_once)
         else:
             dist.destroy_process_group()
+
+
+def _address_of_gloo() -> str:
+    """Where gloo will listen: at the host's name, or else at the loopback; empty: at an interface that it is told."""
+    if "GLOO_SOCKET_IFNAME" in os.environ:
+        return ""
+    try:
+        return socket.gethostbyname(socket.gethostname())
+    except OSError:
+        return "127.0.0.1"
+
+
+def _loopback_among_nodes(store: dist.Store, rank: int, size: int, host: str, address: str) -> ValueError | None:
+    """What all ranks find wrong if gloo listens on a loopback and there are other nodes: they would look for it at
+    their own, for half an hour."""
+    store.set(f"host/{rank}", json.dumps([host, address]))
+    hosts = dict(json.loads(store.get(f"host/{rank}")) for rank in range(size))
+    unseen = [(name, where) for name, where in hosts.items() if where.startswith("127.")]
+    if len(hosts) == 1 or not unseen:
+        return None
+    return ValueError(
+        f"{unseen[0][0]}: its own name is {unseen[0][1]} to it (/etc/hosts), where no other node finds it; "
+        "set GLOO_SOCKET_IFNAME on each node to its network's interface, such as eth0"
+    )
 
 
 def _leave_at_once() -> None:

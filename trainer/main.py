@@ -130,7 +130,7 @@ def leave(status: int) -> NoReturn:
     """Ends the process: one of several at once, without Python's own end.
 
     In that one a thread of gloo's that lets go of a tensor is unwound through code that must not be, and aborts the
-    process ("terminate called without an active exception"): torchrun takes a run that has finished for one that failed.
+    process ("terminate called without an active exception"): to torchrun a run that has finished would have failed.
     """
     sys.stdout.flush()
     sys.stderr.flush()

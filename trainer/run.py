@@ -137,6 +137,7 @@ def _run_stage(
     objective, data = inputs.objectives.get(stage), inputs.data
     if stage == "dpo" and recipe.dpo.preferences == "reward":
         data = replace(data, pairs=judged_pairs(objective, recipe, folder, model, data.prompts, replica))
+        _free_memory()
     if objective is not None:
         learner = run_on_pairs(objective, recipe, folder, model, data, replica.world)
     elif stage == "sft":

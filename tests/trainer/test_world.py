@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import textwrap
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import torch.distributed as dist
 
 from tests.tiny_runs import arguments, pair, settings, write_jsonl
 from tests.trainer.test_mesh import free_port
-from trainer.distributed import world
+from trainer.distributed import _loopback_among_nodes, world
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -85,6 +86,29 @@ def test_a_failure_of_nccl_before_a_restart_does_not_end_what_is_started(monkeyp
         monkeypatch.setenv(name, str(value))
     with world():
         assert not store.check(["exception_dump"])
+
+
+@pytest.mark.parametrize(
+    ("addresses", "is_refused"),
+    [
+        ({"a": "10.0.0.1", "b": "10.0.0.2"}, False),
+        ({"a": "10.0.0.1", "b": "127.0.1.1"}, True),  # as Debian and Ubuntu install a host
+        ({"a": "", "b": ""}, False),  # they are told an interface
+        ({"a": "127.0.0.1"}, False),  # a machine alone
+    ],
+)
+def test_a_node_that_others_would_not_find_is_told(addresses, is_refused):
+    store, ranks = dist.HashStore(), [host for host in addresses for _ in range(2)]
+    with ThreadPoolExecutor(len(ranks)) as pool:
+        found = list(
+            pool.map(
+                lambda rank: _loopback_among_nodes(store, rank, len(ranks), ranks[rank], addresses[ranks[rank]]),
+                range(len(ranks)),
+            )
+        )
+    said = "b: its own name is 127.0.1.1 to it (/etc/hosts), where no other node finds it; set GLOO_SOCKET_IFNAME on"
+    assert all((error is not None) == is_refused for error in found)
+    assert all(str(error).startswith(said) for error in found if error)
 
 
 NODE = """
