@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import torch
 import torch.distributed as dist
 
 from tests.tiny_runs import arguments, pair, settings, write_jsonl
@@ -76,6 +77,8 @@ def test_of_several_processes_none_is_at_pythons_end_with_threads_of_gloo(size, 
 
 def test_a_failure_of_nccl_before_a_restart_does_not_end_what_is_started(monkeypatch):
     """torch's heartbeat monitor ends every process that finds this key in the store, under no prefix."""
+    header = Path(torch.__file__).parent / "include/torch/csrc/distributed/c10d/ProcessGroupNCCL.hpp"
+    assert not header.is_file() or 'kStoreDumpKey = "exception_dump"' in header.read_text()
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     store.set("exception_dump", "1")
     of_torchrun = {
