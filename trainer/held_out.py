@@ -33,7 +33,8 @@ class HeldOut:
         self.recipe, self.folder, self.replica, self.start = recipe, folder, replica, start
         self.data = inputs.data
         file = folder.path / "report.json"
-        before = json.loads(read_text(file)) if file.is_file() else {}
+        before = json.loads(read_text(file)) if folder.is_writer and file.is_file() else {}
+        before = replica.world.gather(before)[0]  # on all ranks the same: measurements are collective
         self.results: dict[str, dict] = before.get(self.key, {})
         self._measured: list[str] = before.get("measured", [])
         if "rollout" in before:

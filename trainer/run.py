@@ -66,11 +66,13 @@ def run(recipe: Recipe, start: float, agent: str = "") -> None:
             refuse_another_recipe(recipe, here)
             folder = RunFolder.open(recipe, here, agent)
         recipe = replace(recipe, resume=folder.is_resumed)
-        if all(map(folder.is_finished, recipe.stages)) and (folder.path / "report.md").is_file():
+        # In rank 0's eyes: what another node remembers of a network file system may be old.
+        finished = here.gather({name for name in ("initial", *recipe.stages) if folder.is_finished(name)})[0]
+        if here.gather(finished >= {*recipe.stages} and (folder.path / "report.md").is_file())[0]:
             if here.is_main:
                 print(read_text(folder.path / "report.md"))
             return
-        model = recipe.model.path or (str(folder.model("initial")) if folder.is_finished("initial") else "")
+        model = recipe.model.path or (str(folder.model("initial")) if "initial" in finished else "")
         with here.agreed():
             if recipe.log.tensorboard:
                 check_tensorboard()
@@ -123,7 +125,7 @@ def run(recipe: Recipe, start: float, agent: str = "") -> None:
             del untrained
             _free_memory()  # it is the stages' now
             for stage in recipe.stages:
-                if not folder.is_finished(stage):
+                if stage not in finished:
                     _run_stage(stage, model, recipe, folder, inputs, replica, held_out)
                 model = str(folder.model(stage))
             if here.is_main:

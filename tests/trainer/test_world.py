@@ -1,6 +1,8 @@
 """How processes join, on one node or on two that differ, and how they leave one that has failed."""
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -11,14 +13,14 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from tests.tiny_runs import arguments, pair, settings, write_jsonl
+from tests.tiny_runs import arguments, pair, records, settings, train, write_jsonl
 from tests.trainer.test_mesh import free_port
 from trainer.distributed import _loopback_among_nodes, world
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def two_ranks(program: str, arguments: list[list[str]], folders: list[Path]) -> list[tuple[int, str, str]]:
+def two_ranks(programs: list[str], arguments: list[list[str]], folders: list[Path]) -> list[tuple[int, str, str]]:
     """(exit status, output, errors) of each."""
     environment = os.environ | {
         "PYTHONPATH": str(ROOT), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2",
@@ -28,7 +30,7 @@ def two_ranks(program: str, arguments: list[list[str]], folders: list[Path]) -> 
             [sys.executable, "-c", program, *of_rank], cwd=folder, env=environment | {"RANK": str(rank)},
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )
-        for rank, (of_rank, folder) in enumerate(zip(arguments, folders, strict=True))
+        for rank, (program, of_rank, folder) in enumerate(zip(programs, arguments, folders, strict=True))
     ]  # fmt: skip
     try:
         told = [rank.communicate(timeout=100) for rank in ranks]
@@ -54,7 +56,7 @@ with world() as here:
 
 @pytest.mark.slow
 def test_a_rank_that_fails_tells_and_leaves_without_its_peers():
-    (of_peer, _, _), (status, said, told) = two_ranks(WAITING, [[], []], [ROOT, ROOT])
+    (of_peer, _, _), (status, said, told) = two_ranks([WAITING] * 2, [[], []], [ROOT, ROOT])
     assert "RuntimeError: out of memory" in told and "waits" not in said
     assert status == 1 and of_peer != 0
 
@@ -114,6 +116,34 @@ def test_a_node_that_others_would_not_find_is_told(addresses, is_refused):
     assert all(str(error).startswith(said) for error in found if error)
 
 
+# Of a node that has not heard yet what the first one has written.
+STALE = """
+import sys
+from trainer import held_out
+from trainer.main import leave, main
+from trainer.run_folder import RunFolder
+held_out.read_text = lambda file: "{}"
+RunFolder.is_finished = lambda *_: False
+leave(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_by_what_its_first_rank_sees(tiny_files, tiny_judge, tmp_path):
+    job = settings(tiny_files) | {
+        "model.path": tiny_judge, "out": tmp_path / "out", "sft.steps": 1, "grpo.steps": 1, "sft.dev_every": 0,
+    }  # fmt: skip
+    train(job)
+    for name in ("models/grpo", "checkpoints/grpo"):
+        shutil.rmtree(tmp_path / "out" / name)
+    (tmp_path / "out" / "report.md").unlink()
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    (tmp_path / "out" / "report.json").write_text(json.dumps(report | {"measured": ["initial", "sft"]}))
+    ended = two_ranks([NODE, STALE], [arguments(job | {"resume": True})] * 2, [ROOT, ROOT])
+    assert [status for status, _, _ in ended] == [0, 0], ended
+    assert [(row["stage"], row["step"]) for row in records(tmp_path / "out")] == [("sft", 1), ("grpo", 1)]
+
+
 NODE = """
 import sys
 from trainer import run_folder
@@ -144,7 +174,7 @@ def test_nodes_that_differ_are_told_once_and_before_anything_is_trained(
         "model.path": tiny_judge, "data.pairs": "pairs.jsonl", "out": "out", "stages": ["grpo"], "grpo.steps": 1,
     }  # fmt: skip
     other = job | ({"grpo.pairs_per_step": 2} if differs == "a setting" else {})
-    ended = two_ranks(NODE, [arguments(job), arguments(other)], folders)
+    ended = two_ranks([NODE] * 2, [arguments(job), arguments(other)], folders)
     told = [said for _, _, errors in ended for said in errors.splitlines() if said.startswith("error: ")]
     assert len(told) == 1 and told[0].startswith(f"error: {line}"), ended
     assert [status for status, _, _ in ended] == [1, 1]
