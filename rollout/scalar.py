@@ -50,7 +50,10 @@ class RewardHead:
         D = head_1D.shape[1]
         drawn_1D = torch.randn(1, D, generator=torch.Generator().manual_seed(self.seed)) * (D + 1) ** -0.5
         if isinstance(head_1D, DTensor):
-            drawn_1D = distribute_tensor(drawn_1D.to(head_1D.device), head_1D.device_mesh, head_1D.placements)
+            # All ranks have drawn the same, and each takes its part: no collective, where a peer may have failed.
+            drawn_1D = distribute_tensor(
+                drawn_1D.to(head_1D.device), head_1D.device_mesh, head_1D.placements, src_data_rank=None
+            )
         head_1D.copy_(drawn_1D)
 
 

@@ -107,8 +107,8 @@ class CheckpointWriter(AbstractContextManager):
             for attempt in self.folder.glob("step-*.partial"):
                 shutil.rmtree(attempt)
         self._gather(None)  # nobody writes before the old attempts are gone
-        # DCP waits for the disk, and tells all ranks if one of them fails. Copying ahead, for which everything is too
-        # late here, it would wait for a stream: of GPU 0, where a thread begins, whosever GPU that is.
+        # DCP waits for the disk, and tells all ranks if one of them fails. Nothing is left on a GPU to be copied ahead:
+        # for that this thread would wait for a stream of GPU 0, where threads begin, and each rank take memory there.
         storage = dcp.FileSystemWriter(aside, per_thread_copy_ahead=0)
         is_alone = self.world.size == 1
         dcp.save(snapshot.tensors, storage_writer=storage, process_group=self._group, no_dist=is_alone)
