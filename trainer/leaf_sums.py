@@ -23,6 +23,7 @@ def leaf_sums(learner: Learner, trees: Sequence[Sequence[Leaf]], max_tokens: int
     found: dict[int, list[float]] = {}
     batches = pack(whole, max_tokens)
     for number in range(learner.world.maximum(len(batches))):
+        learner.world.pause()
         is_real = number < len(batches)
         batch = MicroBatch.of(batches[number] if is_real else [stand_in()], learner.world.device)
         value_T, *_ = token_values(learner.decoder, batch)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -60,8 +60,8 @@ def run_steps(
 
     The last step is the one that the recipe counts to, or the one whose dev measurement ends the stage early. With
     `keep = "best"` the learner has the weights of the best dev accuracy in the end. A checkpoint is written behind the
-    steps that follow it. A run that is asked to end (SIGTERM) saves the boundary that it is at: the end of a step, or
-    its beginning as long as no weight has changed.
+    steps that follow it. A run that is asked to end (SIGTERM) saves the boundary that it is at: the end of a step, its
+    beginning as long as no weight has changed, or the time before its dev measurement, with which it then goes on.
 
     Args:
         state: what the stage remembers from step to step beside the weights; it is saved and restored with them.
@@ -71,8 +71,11 @@ def run_steps(
         Halt: a checkpoint could not be written.
     """
     world, num_steps, place = learner.world, count_steps(config, sampler), folder.checkpoints(stage)
-    spans = {"skipped": learner.skipped, **(state or {})}
+    unmeasured = _Unmeasured()
+    spans = {"skipped": learner.skipped, "unmeasured": unmeasured, **(state or {})}
     first = restore_(place, learner, spans, world) if recipe.resume else 0
+    if unmeasured.step is not None:
+        first -= 1  # its weights are there, and what is left of it is the measurement
     with (
         StageLog(stage, first, recipe, folder, world) as log,
         CheckpointWriter(place, folder.identity, config.checkpoint_keep, world) as writer,
@@ -86,12 +89,19 @@ def run_steps(
             step, done = Step(index, Stopwatch(world.device)), index + 1
             is_last, is_best = done == num_steps, False
             told = []
-            leave = partial(_leave_if_asked, writer, learner, index, learner.num_updates, boundary)
-            learner.skipped.save = partial(_save_evidence, writer, folder, stage, done)
-            with world.stop.paused_by(leave):
-                yield step
+            if unmeasured.step is not None:
+                unmeasured.put_into_(step)
+            else:
+                leave = partial(
+                    _leave_if_asked, writer, learner, folder, index, learner.num_updates, lambda text=boundary: text
+                )
+                learner.skipped.save = partial(_save_evidence, writer, folder, stage, done)
+                with world.stop.paused_by(leave):
+                    yield step
             if config.dev_every and (done % config.dev_every == 0 or is_last):
-                with step.watch.phase("dev_s"):
+                boundary_of = partial(unmeasured.boundary, step, spans)
+                leave = partial(_leave_if_asked, writer, learner, folder, done, learner.num_updates, boundary_of)
+                with world.stop.paused_by(leave), step.watch.phase("dev_s"):
                     step.metrics |= measures.measure(learner, dev)
                 measured += dev_measurements([{"step": done, **step.metrics}])
                 is_best = config.keep == "best" and best(measured).step == done
@@ -129,14 +139,44 @@ def run_steps(
                 print(f"{stage}: leaves the weights after step {top.step}, the best accuracy: {top.accuracy:.1%}")
 
 
-def _leave_if_asked(writer: CheckpointWriter, learner: Learner, done: int, num_updates: int, boundary: str) -> None:
-    """At a pause within a step: saves the boundary before it, after `done` steps, unless a weight has changed since."""
+class _Unmeasured:
+    """A step that is done but for its dev measurement, of a run that left then."""
+
+    def __init__(self) -> None:
+        self.step: dict | None = None
+
+    def state_dict(self) -> dict:
+        return {"step": self.step}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.step = state["step"]
+
+    def boundary(self, step: Step, spans: Mapping[str, Stateful]) -> str:
+        """What is saved before the step's measurement; the step is in it, as it is not in the log yet."""
+        self.step = {"metrics": step.metrics | step.watch.seconds, "samples": step.samples, "note": step.note}
+        return _json(spans)
+
+    def put_into_(self, step: Step) -> None:
+        step.metrics, step.samples, step.note = (self.step[name] for name in ("metrics", "samples", "note"))
+        self.step = None
+
+
+def _leave_if_asked(
+    writer: CheckpointWriter,
+    learner: Learner,
+    folder: RunFolder,
+    done: int,
+    num_updates: int,
+    boundary: Callable[[], str],
+) -> None:
+    """At a pause: saves the boundary before it, after `done` steps, unless a weight has changed since."""
     world = learner.world
     if not world.is_any(world.stop.is_requested) or learner.num_updates != num_updates:
         return
     writer.wait()
     if not writer.has(done):
-        writer.start(writer.snapshot(learner, done, boundary))
+        folder.sync()
+        writer.start(writer.snapshot(learner, done, boundary()))
         writer.wait()
     raise world.stop.leaving(f"{writer.folder.name} goes on after step {done}")
 

@@ -25,7 +25,8 @@ class Stop:
     """Whether this process has been asked to end, and what to do at a pause.
 
     `on_pause` is set while a step has changed no weights (trainer/stage.py): until then a checkpoint made in the midst
-    of the step is one of its beginning, and nothing but the step is lost.
+    of the step is one of its beginning, and nothing but the step is lost. So it is while dev pairs are measured, of
+    which nothing but the measurement is lost.
     """
 
     def __init__(self) -> None:

@@ -11,6 +11,7 @@ from trainer import stop
 from trainer.checkpoint import checkpoints
 from trainer.learner import Learner
 from trainer.main import main
+from trainer.pair_stage import PairObjective
 from trainer.shared_rollout import SharedRollout
 from trainer.stop import Stop
 
@@ -74,6 +75,43 @@ def test_a_run_that_is_asked_to_end_saves_and_goes_on_exactly(
     assert weights[0].read_bytes() == weights[1].read_bytes()
     rows = [[r["loss"] for r in records(folder)] for folder in (out, unbroken)]
     assert rows[0] == rows[1]
+
+
+@pytest.mark.parametrize("again", [False, True])
+@pytest.mark.parametrize(
+    ("stage", "where", "name", "call", "saved"),
+    [
+        ("grpo", SharedRollout, "draw", 3, 2),  # after the rollouts of steps 1 and 2
+        ("grpo", SharedRollout, "draw", 5, 3),  # after that of step 3, the last
+        ("bt", PairObjective, "measure", 1, 2),
+    ],
+)
+def test_a_dev_measurement_is_no_reason_to_lose_steps(
+    job, tmp_path, monkeypatch, capsys, stage, where, name, call, saved, again
+):
+    job |= {
+        "stages": [stage], f"{stage}.steps": 3, f"{stage}.dev_every": 2, f"{stage}.keep": "best",
+        f"{stage}.pairs_per_step": 3, "grpo.optim.lr": 1e-2,
+    }  # fmt: skip
+    whole, out = tmp_path / "whole", tmp_path / "run"
+    assert main(arguments(job | {"out": whole})) == 0
+    for number in range(1 + again):
+        capsys.readouterr()
+        with monkeypatch.context() as patch:
+            signal_at(patch, where, name, 1 if number else call, signal.SIGTERM)
+            assert main(arguments(job | {"out": out, "resume": bool(number)})) == 143
+        assert f"{stage} goes on after step {saved}" in capsys.readouterr().err
+    assert checkpoints(out / "checkpoints" / stage)[-1][0] == saved
+    assert [r["step"] for r in records(out)] == list(range(1, saved))  # what the step tells comes with its measurement
+    assert main(arguments(job | {"out": out, "resume": True})) == 0
+    weights = [folder / "models" / stage / "model.safetensors" for folder in (out, whole)]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+    for mine, theirs in zip(records(out), records(whole), strict=True):
+        assert mine.keys() | {"checkpoint_s"} == theirs.keys() | {"checkpoint_s"}
+        times = {key for key in theirs if key.endswith("_s") or key == "rollout_idle_share"}
+        assert all(mine[key] == theirs[key] for key in theirs.keys() - times)
+    if stage == "grpo":
+        assert records(out, "samples.jsonl") == records(whole, "samples.jsonl")
 
 
 def test_a_process_that_does_not_come_to_an_end_leaves_all_the_same(monkeypatch, capsys):
