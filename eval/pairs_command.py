@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +13,7 @@ from eval.run_command import read_votes
 from eval.tables import accuracy_table, task_table
 from rollout.contexts import ContextBuilder, PromptConfig, load_pairs, load_rubrics
 from rollout.engine import Engine, EngineConfig
+from rollout.text_files import record_line, write_text
 
 
 def run_pairs(options: argparse.Namespace) -> dict:
@@ -60,12 +59,7 @@ def write_judgments(file: Path, judged: Sequence[Judged]) -> None:
     A pairwise one has the side that it prefers as `choice`, and whether it read them swapped. The file appears whole or
     not at all.
     """
-    aside = _aside(file)
-    with open(aside, "w", encoding="utf-8") as out:
-        for item in judged:
-            for record in item.records():
-                out.write(json.dumps(record, ensure_ascii=False) + "\n")
-    os.replace(aside, file)
+    write_text(file, "".join(record_line(record) for item in judged for record in item.records()))
 
 
 def _aside(file: Path) -> Path:

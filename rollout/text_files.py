@@ -5,16 +5,35 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+
+
+@contextmanager
+def naming(path: Path, *errors: type[Exception]) -> Iterator[None]:
+    """What fails to be written inside is an OSError that names it, as a full disk's own error does not.
+
+    Args:
+        errors: what fails to be written is told by, beside OSError.
+    """
+    try:
+        yield
+    except (OSError, *errors) as error:
+        raise OSError(f"{path}: cannot be written: {getattr(error, 'strerror', None) or error}") from error
 
 
 def write_text(path: Path, text: str) -> None:
     """Writes a file that is there as a whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(path.name + ".partial")
-    aside.write_text(text, encoding="utf-8")
-    os.replace(aside, path)
+    with naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            aside.write_text(text, encoding="utf-8")
+            os.replace(aside, path)
+        except OSError:
+            aside.unlink(missing_ok=True)
+            raise
 
 
 def record_line(record: Mapping[str, object]) -> str:

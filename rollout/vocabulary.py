@@ -6,6 +6,8 @@ from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from rollout.text_files import naming
+
 
 def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a Hugging Face directory; never asks a hub."""
@@ -17,6 +19,11 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
         return AutoTokenizer.from_pretrained(str(path), local_files_only=True)
     except Exception as error:  # the tokenizers library raises nothing more special on a file it cannot read
         raise ValueError(f"{path}: the tokenizer cannot be read: {error}") from error
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerBase, path: str | Path) -> None:
+    with naming(Path(path), Exception):  # likewise on one it cannot write
+        tokenizer.save_pretrained(path)
 
 
 def special_token_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:

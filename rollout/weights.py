@@ -20,6 +20,7 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from rollout.decoder import Decoder, DecoderConfig
+from rollout.text_files import naming, write_text
 
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _DTYPES = ("F64", "F32", "F16", "BF16")
@@ -116,14 +117,16 @@ def save_decoder(
         _restore(path)
         shutil.rmtree(aside, ignore_errors=True)
         if path.is_dir():
-            _copy_all_but_weights(path, aside)
+            with naming(path):
+                _copy_all_but_weights(path, aside)
         aside.mkdir(parents=True, exist_ok=True)
     shards: list[list[str]] = []
     num_bytes = 0
     for shard in _shards(decoder, dtype, max_shard_bytes, is_writer):
         shards.append(list(shard))
         if is_writer:
-            save_file(shard, aside / f"shard-{len(shards)}", metadata={"format": "pt"})
+            with naming(path, SafetensorError):
+                save_file(shard, aside / f"shard-{len(shards)}", metadata={"format": "pt"})
             num_bytes += sum(tensor.nbytes for tensor in shard.values())
             dtype = next(iter(shard.values())).dtype
     if not is_writer:
@@ -136,8 +139,9 @@ def save_decoder(
             file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
             os.replace(aside / f"shard-{number}", aside / file)
             weight_map |= dict.fromkeys(names, file)
-        _write_json(aside / _INDEX, {"metadata": {"total_size": num_bytes}, "weight_map": weight_map})
-    _write_json(aside / "config.json", decoder.config.to_hf(dtype))
+        told = {"metadata": {"total_size": num_bytes}, "weight_map": weight_map}
+        write_text(aside / _INDEX, json.dumps(told, indent=1))
+    write_text(aside / "config.json", json.dumps(decoder.config.to_hf(dtype), indent=1))
     replace_directory(aside, path)
 
 
@@ -183,10 +187,6 @@ def _copy_all_but_weights(path: Path, aside: Path) -> None:
         return [name for name in names if _IS_OURS.fullmatch(name)] if Path(folder) == path else []
 
     shutil.copytree(path, aside, ignore=weights)
-
-
-def _write_json(file: Path, value: object) -> None:
-    file.write_text(json.dumps(value, indent=1), encoding="utf-8")
 
 
 def _hf_name(name: str) -> str:

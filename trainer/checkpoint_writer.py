@@ -80,7 +80,9 @@ class CheckpointWriter(AbstractContextManager):
             self._thread = None
         if self._error is not None:
             error, self._error = self._error, None
-            raise Halt(f"{self.folder}: a checkpoint could not be written: {error}")
+            there = next(path for path in (self.folder, *self.folder.parents) if path.exists())
+            free = f"{shutil.disk_usage(there).free / 2**30:.2f} GiB are free there"  # torch tells no full disk as such
+            raise Halt(f"{self.folder}: a checkpoint could not be written: {error}; {free}")
 
     def __exit__(self, *_error: object) -> None:
         # Also of a run that fails: what is still being written has a while to be completed.

@@ -271,6 +271,9 @@ class Recipe:
         check(self, lambda value: 0 < value < math.inf, "positive", "stop_within_s")
         if not self.out:
             raise ValueError("out is empty; it names the run's folder")
+        for stage in self.stages:
+            if self.stages.count(stage) > 1:
+                raise ValueError(f"stages={list(self.stages)}: {stage} is named twice; a run has each stage once")
         if "bt" in self.stages[:-1]:
             raise ValueError(
                 f"stages={list(self.stages)}: bt leaves a reward model, which writes nothing; it comes last"

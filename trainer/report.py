@@ -7,6 +7,7 @@ from pathlib import Path
 from statistics import median
 
 from eval.tables import markdown
+from rollout.text_files import naming
 from trainer.panels import PANELS, last_steps, positions
 
 PHASES = ("sync_s", "rollout_s", "judge_s", "wait_s", "reward_s", "update_s")
@@ -101,7 +102,8 @@ def draw_curves(records: Sequence[dict], results: dict[str, dict], path: Path) -
         axis.set_xticks([x for x, _ in ticks], [str(step) for _, step in ticks])
         axis.set_xlabel("optimiser step of the stage")
     aside = path.with_name("partial-" + path.name)
-    figure.savefig(aside, dpi=110)
+    with naming(path):
+        figure.savefig(aside, dpi=110)
+        aside.replace(path)
     pyplot.close(figure)
-    aside.replace(path)
     return True

@@ -12,7 +12,7 @@ import torch
 
 from rollout.contexts import read_text
 from rollout.mistakes import tell
-from rollout.vocabulary import load_tokenizer
+from rollout.vocabulary import load_tokenizer, save_tokenizer
 from rollout.weights import save_decoder
 from trainer.checkpoint import refuse_another_run
 from trainer.config import JUDGE_STAGES, Recipe
@@ -151,7 +151,7 @@ def _run_stage(
     held_out.measure(stage, learner, objective)
     if folder.is_writer:
         # From where the stage began: one that was made in memory would be written with other settings.
-        load_tokenizer(model).save_pretrained(folder.model(stage))
+        save_tokenizer(load_tokenizer(model), folder.model(stage))
     replica.world.gather(None)
     dtype = DTYPES[recipe.model.export_dtype]
     save_decoder(learner.decoder, folder.model(stage), dtype, is_writer=folder.is_writer)

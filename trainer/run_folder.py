@@ -14,7 +14,7 @@ from uuid import uuid4
 import torch
 
 from patarm_core.recipe import read_recipe, to_toml
-from rollout.text_files import read_records, record_line, write_text
+from rollout.text_files import naming, read_records, record_line, write_text
 from trainer.config import Recipe
 from trainer.distributed import World
 
@@ -96,7 +96,6 @@ class RunFolder:
 
     def _create(self, recipe: Recipe) -> None:
         if self.is_writer and not self.is_resumed:
-            self.path.mkdir(parents=True, exist_ok=True)
             if self._agents:
                 write_text(self.path / _LAUNCH, json.dumps({"agents": self._agents}))
             write_text(self.path / "recipe.toml", to_toml(recipe))
@@ -111,8 +110,9 @@ class RunFolder:
         return (self.model(stage) / "config.json").is_file()
 
     def append(self, file: str, *records: dict) -> None:
+        path = self.path / file
         if self.is_writer and records:
-            with open(self.path / file, "a", encoding="utf-8") as log:
+            with naming(path), open(path, "a", encoding="utf-8") as log:
                 log.write("".join(map(record_line, records)))
 
     def sync(self) -> None:

@@ -5,7 +5,8 @@ The result is an ordinary Hugging Face directory, so everything after it is the 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -19,6 +20,7 @@ from patarm_core.prompts import flatten, pairwise, pointwise
 from patarm_core.rubrics import RubricBook
 from rollout.contexts import PromptConfig
 from rollout.decoder import Decoder, DecoderConfig, init_weights_
+from rollout.vocabulary import save_tokenizer
 from rollout.weights import save_decoder
 from trainer.config import SmallModelConfig
 
@@ -72,8 +74,7 @@ def make_model(
     path: str | Path, config: DecoderConfig, tokenizer: PreTrainedTokenizerFast, seed: int, init_std: float = 0.02
 ) -> None:
     """Writes a random model and its tokenizer as a Hugging Face directory."""
-    Path(path).mkdir(parents=True, exist_ok=True)
-    tokenizer.save_pretrained(path)
+    save_tokenizer(tokenizer, path)
     save_decoder(init_weights_(Decoder(config), seed, init_std), path, torch.float32)
 
 
@@ -104,7 +105,8 @@ def small_tokenizer(vocab_size: int, texts: Sequence[str]) -> PreTrainedTokenize
     """The tokenizer of a small model; it learns from the texts that the model will read."""
     if not texts:
         raise ValueError("model.path: not given, and without SFT judgments there are no texts to make a tokenizer from")
-    return make_tokenizer(texts, vocab_size)
+    with _of_the_small_model():
+        return make_tokenizer(texts, vocab_size)
 
 
 def _context_text(row: Example, prompt: PromptConfig, book: RubricBook) -> str:
@@ -115,15 +117,25 @@ def _context_text(row: Example, prompt: PromptConfig, book: RubricBook) -> str:
 
 
 def small_config(small: SmallModelConfig) -> DecoderConfig:
-    return DecoderConfig(
-        vocab_size=small.vocab_size,
-        hidden_size=small.hidden_size,
-        intermediate_size=small.intermediate_size,
-        num_hidden_layers=small.num_hidden_layers,
-        num_attention_heads=small.num_attention_heads,
-        num_key_value_heads=small.num_key_value_heads,
-        head_dim=small.head_dim,
-        rope_theta=small.rope_theta,
-        tie_word_embeddings=True,
-        max_position_embeddings=small.max_position_embeddings,
-    )
+    with _of_the_small_model():
+        return DecoderConfig(
+            vocab_size=small.vocab_size,
+            hidden_size=small.hidden_size,
+            intermediate_size=small.intermediate_size,
+            num_hidden_layers=small.num_hidden_layers,
+            num_attention_heads=small.num_attention_heads,
+            num_key_value_heads=small.num_key_value_heads,
+            head_dim=small.head_dim,
+            rope_theta=small.rope_theta,
+            tie_word_embeddings=True,
+            max_position_embeddings=small.max_position_embeddings,
+        )
+
+
+@contextmanager
+def _of_the_small_model() -> Iterator[None]:
+    """A size that cannot be is told with the table that it stands in."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"model.small: {error}") from None

@@ -7,7 +7,7 @@ import weakref
 
 import pytest
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
@@ -290,11 +290,11 @@ def test_an_interrupted_save_leaves_the_old_directory(saved, monkeypatch, num_sh
     def full_disk(*args, **kwargs):
         calls.append(args)
         if len(calls) > num_shards_written:
-            raise OSError("No space left on device")
+            raise SafetensorError("No space left on device")
         save_file(*args, **kwargs)
 
     monkeypatch.setattr(weights, "save_file", full_disk)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(OSError, match=f"{saved}: cannot be written: No space left on device"):
         save_decoder(random_decoder(config(), seed=2), saved, max_shard_bytes=SMALL)
     assert_same_weights(load_decoder(saved), random_decoder(config()))
     monkeypatch.undo()

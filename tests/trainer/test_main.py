@@ -1,6 +1,8 @@
 """The program as its user meets it: one line for a mistake, a folder of results for a run."""
 
 import json
+import re
+import resource
 import shutil
 from pathlib import Path
 
@@ -55,6 +57,11 @@ def test_an_unknown_key_in_a_file(told, tmp_path):
 
 def test_an_unknown_key_on_the_command_line(told, job):
     assert told(job | {"grpo.step": 3}) == "command line: unknown key 'grpo.step'; the nearest is 'grpo.steps'"
+
+
+def test_a_stage_that_is_named_twice(told, job):
+    line = told(job | {"stages": ["sft", "grpo", "sft"]})
+    assert line == "command line: stages=['sft', 'grpo', 'sft']: sft is named twice; a run has each stage once"
 
 
 def test_malformed_toml(told, tmp_path):
@@ -244,12 +251,12 @@ def test_more_processes_than_there_are(told, job):
 
 def test_a_vocabulary_too_small_for_the_bytes(told, job):
     line = told(job | {"model.path": "", "model.small.vocab_size": 100})
-    assert line.startswith(f"vocab_size=100 must be at least {256 + 3 + 2 * len(ALL_TAGS)}: all bytes, ")
+    assert line.startswith(f"model.small: vocab_size=100 must be at least {256 + 3 + 2 * len(ALL_TAGS)}: all bytes, ")
 
 
 def test_a_shape_that_no_decoder_has(told, job):
     line = told(job | {"model.path": "", "model.small.head_dim": 15})
-    assert line == "head_dim=15 must be even for rotary embedding"
+    assert line == "model.small: head_dim=15 must be even for rotary embedding"
 
 
 def test_a_small_model_needs_texts_for_its_tokenizer(told, job):
@@ -276,6 +283,28 @@ def test_a_folder_that_cannot_be_made(told, job, tmp_path):
     line = told(job | {"out": tmp_path / "file" / "run"})
     assert str(tmp_path / "file") in line and "Not a directory" in line
     assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("kib", "changes", "line"),
+    [
+        (1, {}, "recipe.toml: cannot be written: File too large"),
+        (9, {"model.path": ""}, "models/initial: cannot be written: File too large (os error 27)"),
+        (9, {"stages": ["grpo"], "grpo.steps": 20}, "metrics.jsonl: cannot be written: File too large"),
+        (99, {"stages": ["grpo"]}, "checkpoints/grpo: a checkpoint could not be written: rank 0: "),
+    ],
+)
+def test_a_disk_that_is_full_is_one_line_that_names_the_file(job, tmp_path, capfd, kib, changes, line):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (kib << 10, before[1]))
+    try:
+        assert main(arguments(job | {"data.held_out": ""} | changes)) == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    (told,) = [row for row in re.split("[\r\n]", capfd.readouterr().err) if row.startswith("error: ")]
+    assert told.startswith(f"error: {tmp_path / 'out' / 'run' / line}")
+    assert "checkpoint" not in line or told.endswith(" GiB are free there")
+    assert not list((tmp_path / "out" / "run").glob("*.partial"))
 
 
 def test_without_arguments_the_usage_is_shown(capsys):
