@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rollout.decoder import DecoderConfig
-from trainer.config import JUDGE_STAGES, Recipe, StageConfig
+from trainer.config import JUDGE_STAGES, Recipe, RolloutConfig, StageConfig
+from trainer.rlhf_config import RewardConfig
+from trainer.scorers import KV_GIB
+
+INSTRUCTIONS = 350  # tokens of a judge's prompt that are not the prompt's own
+SCORING = "scoring"  # no stage: the part of a policy's step in which a model on the same GPUs scores its answers
 
 GIB = 2**30
 BF16, FP32 = 2, 4  # bytes
@@ -76,7 +81,11 @@ class Tree:
 
 def num_read(recipe: Recipe, stage: str) -> int:
     """Responses in one context: both of a pair where a judge chooses between them."""
-    return 2 if recipe.mode == "pairwise" and stage in JUDGE_STAGES else 1
+    return 2 if recipe.mode == "pairwise" and writes_judgments(recipe, stage) else 1
+
+
+def writes_judgments(recipe: Recipe, stage: str) -> bool:
+    return recipe.role == "judge" and stage in JUDGE_STAGES
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -92,15 +101,18 @@ class Job:
     mfu: float  # share of the products that a GPU could do
     bandwidth: float  # share of its memory's bandwidth that decoding gets
     link: float = 0.7  # likewise of the links
+    reward: DecoderConfig | None = None  # of a policy: what scores its answers, whole on every GPU
 
     def __post_init__(self) -> None:
         tree = self.tree
         if self.num_gpus % self.shards:
             raise ValueError(f"model.shard_size={self.shards} does not divide {self.num_gpus} GPUs")
-        for longest, key in (
-            (self.shape.max_position_embeddings, "the model's max_position_embeddings"),
-            (self.config.tokens_per_micro_batch, f"{self.stage}.tokens_per_micro_batch"),
-        ):
+        limits = [(self.shape.max_position_embeddings, "the model's max_position_embeddings")]
+        if self.stage == SCORING:
+            limits = [(self.shape.max_position_embeddings, "the max_position_embeddings of rlhf.reward.model")]
+        else:
+            limits.append((self.config.tokens_per_micro_batch, f"{self.stage}.tokens_per_micro_batch"))
+        for longest, key in limits:
             if tree.context + tree.leaf > longest:
                 raise ValueError(
                     f"a context of {tree.context} tokens and {tree.leaf} that follow do not fit {key}={longest}"
@@ -108,7 +120,29 @@ class Job:
 
     @property
     def config(self) -> StageConfig:
-        return getattr(self.recipe, self.stage)
+        return self.recipe.rlhf if self.stage == SCORING else getattr(self.recipe, self.stage)
+
+    @property
+    def scoring(self) -> Job | None:
+        """How `reward` scores the answers of a step, as a job of its own."""
+        if self.reward is None:
+            return None
+        return replace(self, stage=SCORING, shape=self.reward, prompt=self.prompt + INSTRUCTIONS, reward=None)
+
+    @property
+    def drawing(self) -> RolloutConfig | RewardConfig:
+        """Rows and limits of what is drawn."""
+        return self.recipe.rlhf.reward if self.stage == SCORING else self.recipe.rollout
+
+    @property
+    def kv_gib(self) -> float:
+        """Of keys and values on one GPU, as told; 0: what is free."""
+        return self.drawing.kv_gib or (KV_GIB if self.stage == SCORING else 0.0)
+
+    @property
+    def dtype(self) -> str:
+        """Of compute."""
+        return self.recipe.rlhf.reward.dtype if self.stage == SCORING else self.recipe.model.dtype
 
     @property
     def num_read(self) -> int:
@@ -117,20 +151,30 @@ class Job:
 
     @property
     def tree(self) -> Tree:
-        """One of `num_trees`: a pair or, of SFT, a row."""
+        """One of `num_trees`: a pair, a row of SFT, or a prompt of RLHF with its answers."""
         P, R, J, n = self.prompt, self.response, self.judgment, self.recipe.rollout.num_rollouts
+        if self.stage == SCORING:
+            is_scalar, votes = self.shape.is_scalar, self.recipe.rlhf.reward.votes
+            return Tree(0, n, P - INSTRUCTIONS + R, 1, 0, 0) if is_scalar else Tree(P, n, R, votes, J, J)
+        if self.recipe.role == "policy" and self.stage == "sft":
+            return Tree(P, 1, 0, 1, R, R)
         return {
             "sft": Tree(P, 1, self.num_read * R, 1, J, J),
             "grpo": Tree(P, 1, 2 * R, n, J, J) if self.num_read == 2 else Tree(P, 2, R, n, J, J),
             "bt": Tree(P, 2, R, 1, 0, 1),
             "dpo": Tree(P, 2, 0, 1, R, R),
+            "rlhf": Tree(P, 1, 0, n, R, R),
         }[self.stage]
+
+    @property
+    def unit(self) -> str:
+        """What a step counts."""
+        return {"sft": "rows", "rlhf": "prompts", SCORING: "prompts"}.get(self.stage, "pairs")
 
     @property
     def num_trees(self) -> float:
         """Of a step on one GPU."""
-        config = self.config
-        return (config.rows_per_step if self.stage == "sft" else config.pairs_per_step) / self.num_gpus
+        return getattr(self.config, f"{self.unit}_per_step") / self.num_gpus
 
     @property
     def N(self) -> int:
@@ -157,13 +201,19 @@ class Job:
 
     @property
     def rolls_out(self) -> bool:
-        return self.stage == "grpo"
+        return self.stage in ("grpo", "rlhf")
 
     @property
     def has_replica(self) -> bool:
-        """Made when it is first used: by GRPO, or to measure a judge on dev or held-out pairs."""
-        is_measured = self.recipe.data.held_out or self.config.dev_every
-        return self.rolls_out or bool(self.stage in JUDGE_STAGES and is_measured)
+        """Made when it is first used: by GRPO, to draw what a judge prefers, or to measure a judge or a policy."""
+        data, dev_every = self.recipe.data, self.config.dev_every
+        if self.stage == SCORING:
+            return not self.shape.is_scalar
+        if self.rolls_out:
+            return True
+        if self.recipe.role == "judge":
+            return bool(self.stage in JUDGE_STAGES and (data.held_out or dev_every))
+        return bool(data.held_out_prompts or (self.recipe.is_rewarded if self.stage == "dpo" else dev_every))
 
     @property
     def has_reference(self) -> bool:

@@ -18,7 +18,7 @@ _ELEMENTS = 1 << 28  # of a chunk's logits (kernels/linear_logprob.py)
 
 
 def compute_bytes(job: Job) -> int:
-    return BF16 if job.recipe.model.dtype == "bfloat16" else FP32
+    return BF16 if job.dtype == "bfloat16" else FP32
 
 
 def master_weights(job: Job) -> float:
@@ -41,6 +41,11 @@ def reference_model(job: Job) -> float:
 def rollout_replica(job: Job) -> float:
     """2 B x N, whole on every GPU; nothing where nothing is judged"""
     return compute_bytes(job) * job.N if job.has_replica else 0.0
+
+
+def reward_model(job: Job) -> float:
+    """2 B x N of rlhf.reward.model, whole on every GPU (4 B in float32, rlhf.reward.dtype's default)"""
+    return compute_bytes(job.scoring) * job.scoring.N if job.scoring else 0.0
 
 
 def context_and_libraries(job: Job) -> float:
@@ -110,8 +115,8 @@ def keys_and_values(job: Job) -> float:
     if not job.has_replica:
         return 0.0
     free = job.gpu.memory_gib * GIB - sum(quantity(job) for quantity in ALWAYS)
-    wanted = job.recipe.rollout.kv_gib * GIB or max(0.0, 0.9 * free)
-    whole_texts = job.recipe.rollout.max_rows * job.shape.max_position_embeddings
+    wanted = job.kv_gib * GIB or max(0.0, 0.9 * free)
+    whole_texts = job.drawing.max_rows * job.shape.max_position_embeddings
     return min(wanted, whole_texts * kv_bytes_per_token(job))
 
 
@@ -122,7 +127,20 @@ def room_for_keys_and_values(job: Job) -> float:
 
 def work_of_decoding(job: Job) -> float:
     """12 B x rollout.max_rows x V of logits, 1 GiB for passes over contexts and recorded graphs"""
-    return 12 * job.recipe.rollout.max_rows * job.shape.vocab_size + GIB if job.has_replica else 0.0
+    return 12 * job.drawing.max_rows * job.shape.vocab_size + GIB if job.has_replica else 0.0
+
+
+def keys_and_values_of_the_judge(job: Job) -> float:
+    """rlhf.reward.kv_gib; if 0, 4; the policy's are given back before"""
+    return keys_and_values(job.scoring) if job.scoring else 0.0
+
+
+def work_of_scoring(job: Job) -> float:
+    """as of decoding, with rlhf.reward.max_rows; of a scalar model 16,384 tokens x (3 F + 4 D) x 2 B"""
+    if (it := job.scoring) is None:
+        return 0.0
+    elements = 3 * it.shape.intermediate_size + 4 * it.shape.hidden_size
+    return 16_384 * elements * compute_bytes(it) if it.shape.is_scalar else work_of_decoding(it)
 
 
 ALWAYS: tuple[Quantity, ...] = (
@@ -130,6 +148,7 @@ ALWAYS: tuple[Quantity, ...] = (
     moments_of_adamw,
     reference_model,
     rollout_replica,
+    reward_model,
     gathered_reference,
     context_and_libraries,
 )
@@ -144,6 +163,7 @@ PHASES: dict[str, tuple[Quantity, ...]] = {
     ),
     "optimiser": (gradients,),  # one fused pass, without temporary tensors
     "rollout": (keys_and_values, work_of_decoding),
+    "scoring": (keys_and_values_of_the_judge, work_of_scoring),
 }
 
 

@@ -63,15 +63,15 @@ def refresh_of_the_replica(job: Job) -> float:
 
 
 def reading_of_contexts(job: Job) -> float:
-    """2 x N x (P + 2 R) FLOPs per pair: both sides share the prompt, all judgments their context"""
+    """2 x N x (P + 2 R) FLOPs per pair, P per prompt of a policy: what completions share is read once"""
     return _seconds(job, 2 * job.shape.num_hidden_layers * job.block * job.num_trees * job.tree.contexts)
 
 
 def rows(job: Job) -> float:
-    """Judgments that decode side by side: rollout.max_rows, those of a step, or those whose keys and values fit"""
+    """Completions that decode side by side: rollout.max_rows, those of a step, or those whose keys and values fit"""
     tree = job.tree
     per_row = kv_bytes_per_token(job) * (tree.leaf + tree.contexts / tree.num_leaves)
-    return max(1.0, min(job.recipe.rollout.max_rows, job.num_trees * tree.num_leaves, keys_and_values(job) / per_row))
+    return max(1.0, min(job.drawing.max_rows, job.num_trees * tree.num_leaves, keys_and_values(job) / per_row))
 
 
 def decode_step(job: Job, num_rows: float) -> float:
@@ -83,14 +83,25 @@ def decode_step(job: Job, num_rows: float) -> float:
 
 
 def decoding(job: Job) -> float:
-    """judgments x J / rows steps of all rows"""
+    """completions x their mean tokens / rows steps of all rows"""
     num_rows = rows(job)
     return job.loss_tokens / num_rows * decode_step(job, num_rows)
 
 
-def last_judgment(job: Job) -> float:
-    """(rollout.max_completion_tokens - J) steps of one row: one judgment runs to the limit while its peers wait"""
-    return max(0, job.recipe.rollout.max_completion_tokens - job.judgment) * decode_step(job, 1)
+def last_completion(job: Job) -> float:
+    """(rollout.max_completion_tokens - their mean) steps of one row: one runs to the limit while its peers wait"""
+    return max(0, job.drawing.max_completion_tokens - job.tree.leaf) * decode_step(job, 1)
+
+
+def reading_of_answers(job: Job) -> float:
+    """2 x N of rlhf.reward.model x (P + 350 of instructions + n R) FLOPs per prompt; n (P + R) of a scalar one"""
+    return reading_of_contexts(job.scoring) if job.scoring else 0.0
+
+
+def writing_of_judgments(job: Job) -> float:
+    """answers x votes x J, and the last one alone, as the rollout is decoded, by rlhf.reward's limits"""
+    it = job.scoring
+    return decoding(it) + last_completion(it) if it and not it.shape.is_scalar else 0.0
 
 
 def reference_logprobs(job: Job) -> float:
@@ -130,7 +141,8 @@ def optimiser(job: Job) -> float:
     return seconds + (4 * FP32 * job.N / job.shards / _HOST_LINK if job.config.optim.cpu_offload else 0.0)
 
 
-ROLLOUT: tuple[Quantity, ...] = (refresh_of_the_replica, reading_of_contexts, decoding, last_judgment)
+ROLLOUT: tuple[Quantity, ...] = (refresh_of_the_replica, reading_of_contexts, decoding, last_completion)
+SCORE: tuple[Quantity, ...] = (reading_of_answers, writing_of_judgments)
 UPDATE: tuple[Quantity, ...] = (
     reference_logprobs,
     forward_and_backward,
@@ -145,6 +157,8 @@ def seconds(job: Job) -> dict[str, dict[Quantity, float]]:
     rollout = {"rollout": {quantity: quantity(job) for quantity in ROLLOUT}} if job.rolls_out else {}
     num_updates = job.config.inner_epochs if job.rolls_out else 1
     name = "update" if num_updates == 1 else f"{num_updates} updates"
+    if job.rolls_out and job.scoring:
+        rollout["scoring"] = {quantity: quantity(job) for quantity in SCORE}
     return rollout | {name: {quantity: num_updates * quantity(job) for quantity in UPDATE}}
 
 

@@ -28,6 +28,15 @@ PAPER = sorted(RECIPES.glob("qwen3*.toml"))
 GRPO = str(RECIPES / "qwen3_8b_grpo_point.toml")
 
 
+RLHF = str(RECIPES / "quickstart_rlhf.toml")
+OF_8B = [
+    RLHF, 'stages=["rlhf"]', "model.path=Qwen3-8B", "model.dtype=bfloat16", "model.activation_checkpointing=true",
+    "rlhf.reward.model=Qwen3-4B", "rlhf.reward.dtype=bfloat16", "rlhf.reward.max_completion_tokens=800",
+    "rlhf.reward.votes=2", "rollout.max_completion_tokens=600", "rollout.kv_gib=8", "rlhf.prompts_per_step=128",
+    "rlhf.tokens_per_micro_batch=8192", "model.reduce_each_micro_batch=true", "num_processes=16",
+]  # fmt: skip
+
+
 def job(*overrides: str, stage: str = "grpo", num_gpus: int = 16, shape: str = "Qwen3-8B", **lengths: int) -> Job:
     return Job(
         recipe=read_arguments([GRPO, *overrides]), stage=stage, shape=QWEN3[shape], gpu=GPUS["A100"],
@@ -130,6 +139,68 @@ def test_a_pair_is_what_each_stage_makes_of_it():
         stage: (it.tokens, it.loss_tokens) for stage in ("sft", "bt", "dpo") if (it := job(*overrides, stage=stage))
     }
     assert tokens == {"sft": (2050, 1000), "bt": (1500, 2), "dpo": (1500, 900)}
+
+
+def policy(*overrides: str, stage: str = "rlhf", reward: DecoderConfig | None = QWEN3["Qwen3-4B"]) -> Job:
+    return Job(
+        recipe=read_arguments([*OF_8B, *overrides]), stage=stage, shape=QWEN3["Qwen3-8B"], gpu=GPUS["A100"],
+        num_gpus=16, prompt=250, response=450, judgment=700, mfu=0.4, bandwidth=0.6, reward=reward,
+    )  # fmt: skip
+
+
+def test_a_policy_and_the_judge_that_scores_it_by_hand():
+    it, N_judge = policy(), QWEN3["Qwen3-4B"].num_parameters
+    assert (it.tokens, it.loss_tokens) == (8 * (250 + 8 * 450), 8 * 8 * 450)
+    assert it.scoring.loss_tokens == 2 * 8 * 8 * 700
+    blocks = 2 * 36 * it.scoring.block * 8 * (250 + 350 + 8 * 450)  # an answer is read once for both of its votes
+    assert plan_time.reading_of_answers(it) == pytest.approx(blocks / (312e12 * 0.4))
+    assert laid_out(it.scoring.tree, True).num_tokens == 250 + 350 + 8 * 450 + 16 * 700
+    assert plan_memory.reward_model(it) == 2 * N_judge
+    assert plan_memory.keys_and_values_of_the_judge(it) == 4 << 30
+    assert plan_memory.keys_and_values_of_the_judge(policy("rlhf.reward.kv_gib=9")) == 9 << 30
+    assert list(plan_time.seconds(it)) == ["rollout", "scoring", "update"]
+    assert sum(map(sum, (phase.values() for phase in plan_time.seconds(it).values()))) == plan_time.step_s(it)
+
+
+def test_a_scalar_model_reads_each_answer_whole_and_writes_nothing():
+    it = policy(reward=replace(QWEN3["Qwen3-4B"], is_scalar=True))
+    blocks = 2 * 36 * it.scoring.block * 8 * 8 * (250 + 450)
+    assert plan_time.reading_of_answers(it) == pytest.approx(blocks / (312e12 * 0.4))
+    assert plan_time.writing_of_judgments(it) == plan_memory.keys_and_values_of_the_judge(it) == 0
+    assert plan_memory.reward_model(it) == 2 * (QWEN3["Qwen3-4B"].num_parameters + 2560)  # its embedding is no head
+
+
+def test_what_is_scored_elsewhere_takes_nothing_here():
+    it = policy(reward=None)
+    assert plan_memory.reward_model(it) == plan_memory.work_of_scoring(it) == 0
+    assert list(plan_time.seconds(it)) == ["rollout", "update"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ([], 'scored by rlhf.reward.kind = "judge": Qwen3-4B, N = 4,022,468,096, 2 x J 800 tokens for each answer'),
+        (["rlhf.reward.kind=scalar"], 'scored by rlhf.reward.kind = "scalar": Qwen3-4B, N = 4,022,470,656'),
+        (["rlhf.reward.kind=checker"], 'scored by rlhf.reward.kind = "checker", which is not counted'),
+        (["rlhf.reward.kind=endpoint"], 'scored by rlhf.reward.kind = "endpoint", which is not counted'),
+    ],
+)
+def test_policies_are_planned_with_what_scores_them(changes, told, capsys):
+    assert main(["--plan", *OF_8B, *changes]) == 0
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    assert told in lines and "128 prompts a step, n = 8, P 250 + R 450 tokens" in lines
+    assert ("scoring" in {line.rpartition(" ")[0].strip() for line in lines}) == (not told.endswith("counted"))
+    assert "n    this estimate, s    Table 8 (16 A100s), s    5 + 30 n" not in lines
+
+
+def test_the_other_stages_of_a_policy(capsys):
+    stages = ['stages=["sft", "dpo"]', "model.path=Qwen3-4B", "--gpus", "8"]
+    assert main(["--plan", *OF_8B, *stages]) == 0
+    out = capsys.readouterr().out
+    assert "rows a step, P 250 + R 450 tokens" in out and "64 pairs a step, P 250 + R 450 tokens" in out
+    assert "scored by" not in out
+    assert main(["--plan", *OF_8B, *stages, "dpo.preferences=reward"]) == 0
+    assert "once before the first step, which is not counted" in capsys.readouterr().out
 
 
 def test_bytes_of_8b_by_hand():
@@ -246,7 +317,13 @@ def test_neither_a_gpu_nor_weights_are_touched(tmp_path, monkeypatch):
         ([GRPO, "--prompt-tokens", "9000"], "--prompt-tokens 9000 and --response-tokens 450 make more than prompt"),
         ([GRPO, "grpo.tokens_per_micro_batch=2000"], "a context of 1050 tokens and 1000 that follow do not fit "),
         (["nowhere.toml"], "nowhere.toml: no such file"),
-        ([GRPO, "role=policy", 'stages=["sft"]'], '--plan: estimates the training of judges, and not role = "policy"'),
+        ([RLHF, "rlhf.reward.model=nowhere"], "rlhf.reward.model: nowhere is not there and names none of Qwen3-1.7B, "),
+        ([*OF_8B, "--response-tokens", "700"], "--response-tokens 700 is a mean above rollout.max_completion_tokens"),
+        ([*OF_8B, "--judgment-tokens", "900"], "--judgment-tokens 900 is a mean above rlhf.reward.max_completion"),
+        (
+            [*OF_8B, "--prompt-tokens", "39500", "rlhf.tokens_per_micro_batch=50000"],
+            "a context of 40300 tokens and 800 that follow do not fit the max_position_embeddings of rlhf.reward.model",
+        ),
     ],
 )  # fmt: skip
 def test_nonsense_is_told_in_one_line(arguments, line, capsys):
