@@ -26,7 +26,7 @@ _MAY_CHANGE = {
 }  # fmt: skip
 _MAY_CHANGE_TABLES = ("watch", "log")
 STEP_LOGS = ("metrics.jsonl", "samples.jsonl", "warnings.jsonl")  # lines that name their stage and step
-_LAUNCH = "launch.json"
+_RECIPE, _LAUNCH = "recipe.toml", "launch.json"
 SEEN_WITHIN_S = 90.0  # on another node: what it remembers of a network file system may be a minute old
 
 
@@ -64,7 +64,7 @@ class RunFolder:
                     if ours := _made_by(agents, taken):
                         path, is_resumed = ours, True
                 if is_resumed:
-                    problem = obstacle(path / "recipe.toml", recipe)
+                    problem = obstacle(path / _RECIPE, recipe)
             except (ValueError, OSError) as error:  # a recipe cut short or of an older version; what cannot be read
                 problem = f"{path}: cannot be {'resumed' if is_resumed else 'used'}: {error}"
         path, is_resumed, problem, mark = world.gather((path, is_resumed, problem, f"seen-{uuid4().hex}"))[0]
@@ -73,9 +73,16 @@ class RunFolder:
         return cls(path, world.is_main, is_resumed, agents, mark if world.size > 1 else "")
 
     def create(self, recipe: Recipe) -> None:
-        """Makes the folder of a new run; the recipe comes last, and with it there is something to resume."""
-        self._create(recipe)
-        if self.is_writer and self._mark:
+        """Makes the folder of a new run; the recipe comes last, and with it there is something to resume.
+
+        Raises:
+            ValueError: another run, started at the same time, has made it first.
+        """
+        if not self.is_writer:
+            return
+        if not self.is_resumed:
+            self._create(recipe)
+        if self._mark:
             (self.path / self._mark).touch()
 
     def refuse_unshared(self, world: World) -> None:
@@ -95,10 +102,19 @@ class RunFolder:
             )
 
     def _create(self, recipe: Recipe) -> None:
-        if self.is_writer and not self.is_resumed:
-            if self._agents:
-                write_text(self.path / _LAUNCH, json.dumps({"agents": self._agents}))
-            write_text(self.path / "recipe.toml", to_toml(recipe))
+        file = self.path / _RECIPE
+        if self._agents and not file.exists():
+            write_text(self.path / _LAUNCH, json.dumps({"agents": self._agents}))
+        aside = self.path / f"{_RECIPE}.{uuid4().hex}"  # another run's would be replaced
+        write_text(aside, to_toml(recipe))
+        try:
+            os.link(aside, file)
+        except FileExistsError:
+            raise ValueError(f"{self.path}: another run has just begun in it; start this one again") from None
+        except OSError:  # a file system without links
+            os.replace(aside, file)
+        finally:
+            aside.unlink(missing_ok=True)
 
     def model(self, name: str) -> Path:
         return self.path / "models" / name
@@ -188,14 +204,14 @@ def folders(out: str) -> tuple[list[Path], Path]:
 
 
 def _is_unbegun(file: Path) -> bool:
-    return file.name in (_LAUNCH, _LAUNCH + ".partial", "recipe.toml.partial")
+    return file.name in (_LAUNCH, _LAUNCH + ".partial") or file.name.startswith(_RECIPE + ".")
 
 
 def _made_by(agents: Sequence[str], folders: list[Path]) -> Path | None:
     """The last of the folders in which a run has begun that one of these agents started."""
     for path in reversed(folders):
         file = path / _LAUNCH
-        has_begun = file.is_file() and (path / "recipe.toml").is_file()
+        has_begun = file.is_file() and (path / _RECIPE).is_file()
         if has_begun and not set(json.loads(file.read_text(encoding="utf-8"))["agents"]).isdisjoint(agents):
             return path
     return None

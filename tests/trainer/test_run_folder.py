@@ -29,6 +29,26 @@ def test_each_new_run_gets_a_folder_of_its_own(tmp_path, one_process):
     assert opened(out, one_process, resume=True).path == out
 
 
+@pytest.mark.parametrize("agent", ["", "host:1:5"])
+def test_of_two_runs_that_are_started_at_once_one_gets_the_folder(tmp_path, one_process, agent):
+    recipes = [recipe_of({"out": tmp_path / "x", "seed": seed}) for seed in (1, 2)]
+    first, second = (RunFolder.open(recipe, one_process, agent) for recipe, agent in zip(recipes, (agent, "host:1:6")))
+    first.create(recipes[0])
+    kept = {file.name: file.read_text() for file in first.path.iterdir()}
+    with pytest.raises(ValueError, match=f"{tmp_path / 'x'}: another run has just begun in it; start this one again"):
+        second.create(recipes[1])
+    assert {file.name: file.read_text() for file in first.path.iterdir()} == kept
+    assert opened(tmp_path / "x", one_process).path.name == "x-2"
+
+
+def test_where_there_are_no_links_a_recipe_is_written_all_the_same(tmp_path, one_process, monkeypatch):
+    def refused(*_):
+        raise OSError("no links here")
+
+    monkeypatch.setattr("os.link", refused)
+    assert [file.name for file in opened(tmp_path / "x", one_process).path.iterdir()] == ["recipe.toml"]
+
+
 def test_opening_makes_nothing(tmp_path, one_process):
     assert RunFolder.open(recipe_of({"out": tmp_path / "x"}), one_process).path == tmp_path / "x"
     assert list(tmp_path.iterdir()) == []
@@ -156,7 +176,7 @@ def test_a_restart_by_torchrun_goes_on_in_the_folder_that_it_made(tmp_path, one_
 
 def test_what_was_killed_before_it_had_a_recipe_takes_no_folder(tmp_path, one_process):
     (tmp_path / "x").mkdir()
-    for name in ("launch.json", "recipe.toml.partial"):
+    for name in ("launch.json", "recipe.toml.3f.partial", "recipe.toml.3f"):
         (tmp_path / "x" / name).write_text("{")
     folder = RunFolder.open(recipe_of({"out": tmp_path / "x"}), one_process, "host:1:5")
     assert (folder.path, folder.is_resumed) == (tmp_path / "x", False)
