@@ -39,7 +39,7 @@ def reference_model(job: Job) -> float:
 
 
 def rollout_replica(job: Job) -> float:
-    """2 B x N, whole on every GPU; nothing where nothing is judged"""
+    """2 B x N, whole on every GPU; nothing where nothing is drawn"""
     return compute_bytes(job) * job.N if job.has_replica else 0.0
 
 

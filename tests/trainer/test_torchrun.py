@@ -74,6 +74,7 @@ def test_two_launchers_go_on_by_themselves_when_a_rank_is_killed(tiny_files, tin
             launcher.kill()
     assert [launcher.returncode for launcher in launchers] == [0, 0], outputs
     assert "(resumed)" in "".join(outputs)
+    assert "Traceback" not in "".join(outputs)  # where the others were when they were left alone
     assert [row["step"] for row in records(tmp_path / "out")] == list(range(1, 13))
     assert not (tmp_path / "out-2").exists()
     # The numbers are those of one process that nobody killed.
