@@ -19,6 +19,7 @@ from rollout.text_files import read_records, write_text
 from trainer.failure_signs import SIGNS
 from trainer.html_charts import charts
 from trainer.html_samples import judgments
+from trainer.over_optimisation import NAME as OVER_OPTIMISATION
 from trainer.panels import last_steps
 from trainer.report import PHASES, policy_rows, time_rows
 
@@ -138,7 +139,7 @@ def _warnings(run: RunRecord) -> str:
         return ""  # nothing was watched
     title = "<h2>Warnings</h2>\n"
     if not run.warnings:
-        signs = ", ".join(sign.name for sign in SIGNS)
+        signs = ", ".join([*(sign.name for sign in SIGNS), OVER_OPTIMISATION])
         return f'{title}<p class="muted">None. What was watched for: {escape(signs)}.</p>'
     rows = [["sign", "stage", "from step", "to step", "what it was at the beginning"]]
     for warning in run.warnings:

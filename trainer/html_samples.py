@@ -27,9 +27,13 @@ def judgments(samples: Sequence[dict]) -> str:
     if not by_step:
         return ""
     shown = spread(list(by_step), MAX_STEPS)
+    is_policy = any(sample.get("side") == ANSWER for sample in samples)
+    title, what = "Judgments", "The first judgment of each side of a few pairs"
+    if is_policy:
+        title, what = "Answers", "The first answer to each of a few prompts"
     parts = [
-        "<h2>Judgments</h2>",
-        '<p class="muted">The first judgment of each side of a few pairs, as sampled in training; '
+        f"<h2>{title}</h2>",
+        f'<p class="muted">{what}, as sampled in training; '
         f"{len(shown)} of {len(by_step)} sampled steps, the last one open. All are in samples.jsonl.</p>",
     ]
     for stage, step in shown:
@@ -71,15 +75,17 @@ def _side(row: dict) -> str:
     reward = row.get("reward")
     kind = "muted" if not reward else "good" if reward > 0 else "bad"
     earned = "" if reward is None else f"reward {reward:+g}"
-    error = f'<span class="bad">{escape(row["error"])} error</span>' if row.get("error") else ""
+    problem = f"{row['error']} error" if row.get("error") else row.get("problem")  # of a policy, why there is no score
+    error = f'<span class="bad">{escape(problem)}</span>' if problem else ""
     response = row.get("response")
     shown = f'<p class="label">response</p><pre class="judged">{escape(response)}</pre>' if response else ""
     verdict = f"{'choice' if 'choice' in row else 'score'} {_score(row)}"
+    verdict += "" if row.get("checked") is None else f", checker {row['checked']:g}"
     text = _TAG.sub(lambda match: f'<span class="tag">{match[0]}</span>', escape(row["judgment"]))
+    judgment = f'<p class="label">judgment</p><pre>{text}</pre>' if text or row.get("side") != ANSWER else ""
     return (
         f'<div><div class="verdict"><strong>{escape(row.get("side", BOTH))}</strong><span>{escape(verdict)}</span>'
-        f'<span class="{kind}">{earned}</span>{error}</div>{shown}'
-        f'<p class="label">judgment</p><pre>{text}</pre></div>'
+        f'<span class="{kind}">{earned}</span>{error}</div>{shown}{judgment}</div>'
     )
 
 

@@ -136,6 +136,22 @@ def test_both_sides_of_a_pair_stand_side_by_side_with_what_they_earned():
     assert found.tags.count("details") == 2 and ("open", None) in found.attributes
 
 
+def test_a_policys_answers_are_no_judgments():
+    of_answer = {"stage": "rlhf", "step": 2, "source": "tiny", "side": "answer", "prompt": "Why?", "response": "So."}
+    samples = [
+        of_answer | {"id": "7", "judgment": "", "score": 0.5, "problem": None, "checked": 0.25},
+        of_answer | {"id": "8", "judgment": "<answer>x</answer>", "score": None, "problem": HOSTILE, "checked": None},
+    ]
+    found = Page(
+        page(RunRecord("run", "", False, metrics=[{"stage": "rlhf", "step": 2, "reward": 0.5}], samples=samples))
+    )
+    words = " ".join(" ".join(found.texts).split())
+    assert "Answers The first answer to each of a few prompts, as sampled in training;" in words
+    assert "tiny, 7 prompt Why? answer score 0.5, checker 0.25 response So. tiny, 8 prompt" in words
+    assert f"answer score - {HOSTILE} response So. judgment <answer> x </answer>" in words
+    assert "silent reward, over-optimisation." in words
+
+
 def test_a_few_steps_are_shown_the_first_and_the_last_among_them():
     samples = [sample(step, side) for step in range(1, 101) for side in ("chosen", "rejected")]
     text = Page(page(RunRecord("run", "", False, samples=samples))).text
