@@ -9,6 +9,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from patarm_core.fields import read_object
+
 
 @contextmanager
 def naming(path: Path, *errors: type[Exception]) -> Iterator[None]:
@@ -40,6 +42,18 @@ def record_line(record: Mapping[str, object]) -> str:
     """One line of strict JSON: a number that is not finite becomes null."""
     strict = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
     return json.dumps(strict, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def read_record(file: Path) -> dict:
+    """The JSON object that a file holds; an empty one if there is no such file.
+
+    Raises:
+        ValueError: one line with the file, if it holds anything else.
+    """
+    try:
+        return read_object(file.read_bytes()) if file.is_file() else {}
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from None
 
 
 def read_records(file: Path) -> list[dict]:

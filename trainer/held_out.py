@@ -11,8 +11,7 @@ from eval.pair_accuracy import summary
 from eval.pairs_command import write_judgments
 from eval.tables import accuracy_table, markdown, task_table
 from patarm_core.stats import bootstrap_interval
-from rollout.contexts import read_text
-from rollout.text_files import record_line
+from rollout.text_files import read_record, record_line
 from trainer.config import Recipe
 from trainer.inputs import Inputs
 from trainer.learner import Learner
@@ -32,8 +31,7 @@ class HeldOut:
     def __init__(self, recipe: Recipe, folder: RunFolder, inputs: Inputs, replica: Replica, start: float) -> None:
         self.recipe, self.folder, self.replica, self.start = recipe, folder, replica, start
         self.data = inputs.data
-        file = folder.path / "report.json"
-        before = json.loads(read_text(file)) if folder.is_writer and file.is_file() else {}
+        before = read_record(folder.path / "report.json") if folder.is_writer else {}
         before = replica.world.gather(before)[0]  # on all ranks the same: measurements are collective
         self.results: dict[str, dict] = before.get(self.key, {})
         self._measured: list[str] = before.get("measured", [])

@@ -6,7 +6,6 @@ was cut short too. Imports no torch.
 
 from __future__ import annotations
 
-import json
 import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from pathlib import Path
 
 from eval.html_page import html_page, table, tiles
 from eval.tables import accuracy_rows, task_rows
-from rollout.text_files import read_records, write_text
+from rollout.text_files import read_record, read_records, write_text
 from trainer.failure_signs import SIGNS
 from trainer.html_charts import charts
 from trainer.html_samples import judgments
@@ -54,11 +53,7 @@ def read_run(folder: Path) -> RunRecord:
         stages = tomllib.loads(recipe).get("stages", [])
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"{file}: not TOML: {error}") from None
-    file = folder / "report.json"
-    try:
-        report = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    except ValueError as error:
-        raise ValueError(f"{file}: not JSON: {error}") from None
+    report = read_record(folder / "report.json")
     return RunRecord(
         name=folder.resolve().name,
         recipe=recipe,

@@ -14,7 +14,7 @@ from uuid import uuid4
 import torch
 
 from patarm_core.recipe import read_recipe, to_toml
-from rollout.text_files import naming, read_records, record_line, write_text
+from rollout.text_files import naming, read_record, read_records, record_line, write_text
 from trainer.config import Recipe
 from trainer.distributed import World
 
@@ -53,7 +53,8 @@ class RunFolder:
             agent: that started this process (trainer/launch.py).
 
         Raises:
-            ValueError: `resume` is set and there is no run to go on with, or it was started with another recipe.
+            ValueError: `resume` is set and there is no run to go on with, or it was started with another recipe, or its
+                logs cannot be read.
         """
         path, is_resumed, problem = Path(recipe.out), recipe.resume, None
         agents = sorted(set(world.gather(agent)) - {""})
@@ -65,6 +66,9 @@ class RunFolder:
                         path, is_resumed = ours, True
                 if is_resumed:
                     problem = obstacle(path / _RECIPE, recipe)
+                    for file in STEP_LOGS:  # which will be read when everything has been loaded
+                        read_records(path / file)
+                    read_record(path / "report.json")
             except (ValueError, OSError) as error:  # a recipe cut short or of an older version; what cannot be read
                 problem = f"{path}: cannot be {'resumed' if is_resumed else 'used'}: {error}"
         path, is_resumed, problem, mark = world.gather((path, is_resumed, problem, f"seen-{uuid4().hex}"))[0]

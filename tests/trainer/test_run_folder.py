@@ -94,6 +94,22 @@ def test_a_recipe_that_cannot_be_read_is_told_and_not_gone_on_with(tmp_path, one
     assert str(error.value).startswith(f"{tmp_path / 'x'}: cannot be resumed: ")
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "problem"),
+    [
+        ("metrics.jsonl", '{"stage": "sft", "step": 1}\n{oops\n', "metrics.jsonl:2: not a JSON object: "),
+        ("samples.jsonl", b"\xff\n", "samples.jsonl:1: not a JSON object: "),
+        ("report.json", "[]", "report.json: is a list; expected a JSON object"),
+    ],
+)
+def test_a_log_that_cannot_be_read_is_told_before_anything_is_loaded(tmp_path, one_process, name, text, problem):
+    folder = opened(tmp_path / "x", one_process).path
+    (folder / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(ValueError) as error:
+        RunFolder.open(recipe_of({"out": folder, "resume": True}), one_process)
+    assert str(error.value).startswith(f"{folder}: cannot be resumed: {folder / problem}")
+
+
 def test_the_resolved_recipe_is_kept(tmp_path, one_process):
     recipe = recipe_of({"out": tmp_path / "x", "seed": 5, "grpo.optim.lr": 0.25})
     RunFolder.open(recipe, one_process).create(recipe)
