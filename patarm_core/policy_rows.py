@@ -10,7 +10,6 @@ of the row's SHA-256. Other keys are passed over.
 
 import hashlib
 import json
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from patarm_core.fields import Fields
@@ -57,15 +56,6 @@ class ResponseExample:
         return cls(
             prompt=row.prompt("prompt"), response=response, source=row.text("source", source), id=_id(row)
         )  # fmt: skip
-
-
-def refuse_repeated(prompts: Sequence[PolicyPrompt]) -> None:
-    """ValueError where a (source, id) occurs twice: two prompts of one name would share their noise."""
-    seen: set[tuple[str, str]] = set()
-    for prompt in prompts:
-        if prompt.key in seen:
-            raise ValueError(f"{prompt.id!r} of source {prompt.source!r} occurs twice; (source, id) must be unique")
-        seen.add(prompt.key)
 
 
 def row_to_json(row: PolicyPrompt | ResponseExample) -> str:

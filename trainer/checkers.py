@@ -75,7 +75,7 @@ def load_function(name: str, right: str) -> Callable:
         raise ValueError(f"{name!r} is not a function; {right}")
     try:
         loaded = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
+    except Exception as error:  # whatever a user's module raises
         raise ValueError(f"{name!r} cannot be imported: {error}; {right}") from None
     if not callable(loaded):
         raise ValueError(f"{name!r} is {type(loaded).__name__}, not a function; {right}")

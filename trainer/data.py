@@ -10,8 +10,9 @@ from typing import Any
 from eval.data.files import read_rows
 from patarm_core.embedded.policy import make_policy_splits
 from patarm_core.embedded.splits import make_splits
+from patarm_core.fields import Fields
 from patarm_core.pairs import Example, Pair, judgment_to_json, pair_to_json, prompt_key
-from patarm_core.policy_rows import PolicyPrompt, ResponseExample, refuse_repeated, row_to_json
+from patarm_core.policy_rows import PolicyPrompt, ResponseExample, row_to_json
 from patarm_core.rubrics import RubricBook
 from patarm_core.sampling import flip_sides
 from rollout.contexts import load_judgments, load_pairs
@@ -92,23 +93,28 @@ def load_policy_data(recipe: Recipe, book: RubricBook) -> RunData:
         if is_needed and not getattr(config, name):
             raise ValueError(f"data.{name}: no file is given; stages {', '.join(stages)} need one")
 
-    def rows(kind: type, file: str) -> list:
-        return read_rows(Path(file), lambda row: kind.of(row, Path(file).stem)) if file else []
+    def responses(file: str) -> list[ResponseExample]:
+        return read_rows(Path(file), lambda row: ResponseExample.of(row, Path(file).stem))
 
     def prompts(file: str) -> list[PolicyPrompt]:
-        read = rows(PolicyPrompt, file)
-        try:
-            refuse_repeated(read)
-        except ValueError as error:
-            raise ValueError(f"{file}: {error}") from None
-        return read
+        seen: set[tuple[str, str]] = set()
+
+        def new(row: Fields) -> PolicyPrompt:
+            prompt = PolicyPrompt.of(row, Path(file).stem)
+            if prompt.key in seen:  # two prompts of one name would share their noise
+                taken = f"{prompt.id!r} of source {prompt.source!r} is already used above"
+                raise ValueError(f"id: {taken}; (source, id) must be unique")
+            seen.add(prompt.key)
+            return prompt
+
+        return read_rows(Path(file), new) if file else []
 
     data = RunData(
         [],
         load_pairs(config.pairs, book) if needed["pairs"] else [],
         load_pairs(config.dev, book) if needed["dev"] else [],
         [],
-        rows(ResponseExample, config.responses) if needed["responses"] else [],
+        responses(config.responses) if needed["responses"] else [],
         prompts(config.prompts) if needed["prompts"] else [],
         prompts(config.dev_prompts) if needed["dev_prompts"] else [],
         prompts(config.held_out_prompts),

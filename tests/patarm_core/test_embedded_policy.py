@@ -7,7 +7,7 @@ import pytest
 from patarm_core.embedded.policy import EmbeddedPolicyConfig, make_policy_splits, right_share
 from patarm_core.embedded.tasks import question_of
 from patarm_core.fields import Fields, read_object
-from patarm_core.policy_rows import PolicyPrompt, ResponseExample, refuse_repeated, row_to_json
+from patarm_core.policy_rows import PolicyPrompt, ResponseExample, row_to_json
 
 CONFIG = EmbeddedPolicyConfig(num_responses=300, num_prompts=60, num_dev=20, num_held_out=30)
 SPLITS = make_policy_splits(CONFIG)
@@ -41,7 +41,5 @@ def test_rows_come_back_from_their_json(kind, rows):
 def test_a_row_is_named_by_its_text_where_it_has_no_id():
     first, second = (PolicyPrompt.of(Fields({"prompt": text}), "file") for text in ("a", "b"))
     assert (first.task, first.source, first.checks) == ("chat", "file", None) and first.id != second.id
-    with pytest.raises(ValueError, match="occurs twice"):
-        refuse_repeated([first, second, first])
     with pytest.raises(ValueError, match="response: is empty"):
         ResponseExample.of(Fields({"prompt": "a", "response": " "}), "file")

@@ -78,3 +78,10 @@ def test_the_embedded_checker_and_functions_of_the_users():
         open_checker("tests.trainer.test_checkers:above_one")(prompt(), "x")
     with pytest.raises(ValueError, match='is not a function; expected "embedded", "ifeval" or "module:function"'):
         open_checker("ifevil")
+
+
+def test_a_module_that_fails_when_it_is_imported_is_told(tmp_path, monkeypatch):
+    (tmp_path / "my_broken_checks.py").write_text("def check(:\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ValueError, match=r"'my_broken_checks:check' cannot be imported: .*my_broken_checks.py, line 1"):
+        open_checker("my_broken_checks:check")

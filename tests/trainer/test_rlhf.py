@@ -328,7 +328,7 @@ def test_rows_that_are_wrong(job, tmp_path, capsys):
     dev = tiny_runs.write_jsonl(tmp_path / "dev_pairs.jsonl", [tiny_runs.pair(2)])
     for key, file, problem in (
         ("data.held_out_prompts", same, "prompt 99 of same: is trained on"),
-        ("data.prompts", twice, "twice.jsonl: '1' of source 'twice' occurs twice"),
+        ("data.prompts", twice, "twice.jsonl:2: id: '1' of source 'twice' is already used above; (source, id) "),
         ("data.prompts", empty, "empty.jsonl:1: prompt: is empty"),
     ):
         assert main(tiny_runs.arguments(job | {key: file})) == 1
