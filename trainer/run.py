@@ -193,7 +193,7 @@ def _not_left_alone(here: World) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if here.size == 1 or not re.search(r"(closed|reset) by peer|Broken pipe", str(error)):
+        if here.size == 1 or not re.search(r"(closed|reset) by (remote )?peer|Broken pipe", str(error)):
             raise
         print(f"rank {here.rank}: leaves, as another process has: {error}", file=sys.stderr, flush=True)
         raise SystemExit(1) from None
