@@ -11,7 +11,7 @@ from pathlib import Path
 from patarm_core.curation.sources import Refusal
 from patarm_core.pairs import Pair
 from patarm_core.prompts import Message
-from rollout.text_files import read_records, record_line, write_text
+from rollout.text_files import naming, read_records, record_line, write_text
 
 Row = dict[str, object]  # a pair's fields, where it came from (`file`, `line`), and what the stages found out
 
@@ -91,7 +91,8 @@ class StageFiles:
 
     def _note(self, stage: str, kept: int, dropped: int, seconds: float) -> None:
         """Times are no part of the result."""
-        with open(self.folder / "timings.jsonl", "a", encoding="utf-8") as log:
+        file = self.folder / "timings.jsonl"
+        with naming(file), open(file, "a", encoding="utf-8") as log:
             log.write(record_line({"stage": stage, "kept": kept, "dropped": dropped, "seconds": seconds}))
 
 
