@@ -299,7 +299,7 @@ def test_a_policy_imitates_then_prefers_then_is_rewarded(tmp_path):
     )  # fmt: skip
     assert [row["stage"] for row in tiny_runs.records(tmp_path / "run")] == ["sft", "sft", "dpo", "rlhf"]
     results = json.loads((tmp_path / "run" / "report.json").read_text())["held_out_prompts"]
-    assert list(results) == ["sft", "dpo", "rlhf"] and all("low" in result for result in results.values())
+    assert list(results) == ["sft", "dpo", "rlhf"] and all("accuracy" in result for result in results.values())
     names = {"responses", "prompts", "pairs", "dev", "dev_prompts", "held_out_prompts"}
     assert {file.stem for file in (tmp_path / "run" / "data").iterdir()} == names
 
