@@ -142,6 +142,8 @@ def save_decoder(
         told = {"metadata": {"total_size": num_bytes}, "weight_map": weight_map}
         write_text(aside / _INDEX, json.dumps(told, indent=1))
     write_text(aside / "config.json", json.dumps(decoder.config.to_hf(dtype), indent=1))
+    for file in aside.glob("*.safetensors"):
+        shutil.copymode(aside / "config.json", file)  # safetensors lets nobody else read them
     replace_directory(aside, path)
 
 

@@ -326,6 +326,11 @@ def test_ranks_that_do_not_write_write_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_others_may_read_what_they_may_read_otherwise(sharded):
+    modes = {file.stat().st_mode for file in sharded.iterdir()}
+    assert len(modes) == 1
+
+
 def test_the_index_is_what_transformers_documents(sharded):
     index = json.loads((sharded / "model.safetensors.index.json").read_text())
     assert index["metadata"]["total_size"] == 4 * config().num_parameters
