@@ -14,6 +14,9 @@ from typing import Any
 from transformers.utils import logging
 
 
+_PATIENCE_S = 5.0
+
+
 class EngineError(RuntimeError):
     """What went wrong in the other process, on one line."""
 
@@ -62,6 +65,8 @@ class Remote:
         return self.answer()
 
     def close(self) -> None:
+        self._pipe.close()  # it ends when nobody asks any more, and tidies up (semaphores of tqdm's) as a kill would not
+        self._process.join(_PATIENCE_S)
         self._process.kill()
         self._process.join()
 

@@ -97,6 +97,7 @@ def test_what_goes_wrong_elsewhere_is_told_on_one_line():
         assert remote.call("copy") == [1, 2]  # it goes on
     finally:
         remote.close()
+    assert remote._process.exitcode == 0  # it has ended by itself, and left no semaphores behind
 
 
 def test_tree_and_flat_take_the_same_step(folder):
