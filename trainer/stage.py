@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -74,7 +74,7 @@ def run_steps(
     unmeasured = _Unmeasured()
     spans = {"skipped": learner.skipped, "unmeasured": unmeasured, **(state or {})}
     first = restore_(place, learner, spans, world) if recipe.resume else 0
-    if unmeasured.step is not None:
+    if unmeasured.told is not None:
         first -= 1  # its weights are there, and what is left of it is the measurement
     with (
         StageLog(stage, first, recipe, folder, world) as log,
@@ -89,20 +89,20 @@ def run_steps(
             step, done = Step(index, Stopwatch(world.device)), index + 1
             is_last, is_best = done == num_steps, False
             told = []
-            if unmeasured.step is not None:
-                unmeasured.put_into_(step)
+            was_left = unmeasured.told is not None
+            if was_left:
+                step.metrics, step.samples, step.note = unmeasured.told
             else:
-                leave = partial(
-                    _leave_if_asked, writer, learner, folder, index, learner.num_updates, lambda text=boundary: text
-                )
+                leave = partial(_leave_if_asked, writer, learner, folder, index, learner.num_updates, boundary)
                 learner.skipped.save = partial(_save_evidence, writer, folder, stage, done)
                 with world.stop.paused_by(leave):
                     yield step
             if config.dev_every and (done % config.dev_every == 0 or is_last):
-                boundary_of = partial(unmeasured.boundary, step, spans)
-                leave = partial(_leave_if_asked, writer, learner, folder, done, learner.num_updates, boundary_of)
+                unmeasured.told = step.metrics | step.watch.seconds, step.samples, step.note
+                leave = partial(_leave_if_asked, writer, learner, folder, done, learner.num_updates, _json(spans))
                 with world.stop.paused_by(leave), step.watch.phase("dev_s"):
                     step.metrics |= measures.measure(learner, dev)
+                unmeasured.told = None
                 measured += dev_measurements([{"step": done, **step.metrics}])
                 is_best = config.keep == "best" and best(measured).step == done
                 if not is_last and has_stalled(measured, config.patience, config.min_delta):
@@ -112,7 +112,8 @@ def run_steps(
                         f"a gain; the best accuracy, {top.accuracy:.1%}, was after step {top.step}"
                     )
             boundary, is_leaving = _json(spans), world.is_any(world.stop.is_requested)
-            is_due = is_last or is_best or (config.checkpoint_every and done % config.checkpoint_every == 0)
+            # One that was left before its measurement is saved with it: it is not measured a third time.
+            is_due = is_last or is_best or was_left or (config.checkpoint_every and done % config.checkpoint_every == 0)
             if is_due or is_leaving:
                 with step.watch.phase("checkpoint_s"):
                     snapshot = writer.snapshot(learner, done, boundary, step.metrics.get("dev_accuracy"))
@@ -140,34 +141,19 @@ def run_steps(
 
 
 class _Unmeasured:
-    """A step that is done but for its dev measurement, of a run that left then."""
+    """A step that is done but for its dev measurement, of a run that left then: it is not in the log yet."""
 
-    def __init__(self) -> None:
-        self.step: dict | None = None
+    told: tuple[dict, list[dict], str] | None = None  # its metrics, samples and note
 
     def state_dict(self) -> dict:
-        return {"step": self.step}
+        return {"told": self.told}
 
     def load_state_dict(self, state: dict) -> None:
-        self.step = state["step"]
-
-    def boundary(self, step: Step, spans: Mapping[str, Stateful]) -> str:
-        """What is saved before the step's measurement; the step is in it, as it is not in the log yet."""
-        self.step = {"metrics": step.metrics | step.watch.seconds, "samples": step.samples, "note": step.note}
-        return _json(spans)
-
-    def put_into_(self, step: Step) -> None:
-        step.metrics, step.samples, step.note = (self.step[name] for name in ("metrics", "samples", "note"))
-        self.step = None
+        self.told = state["told"]
 
 
 def _leave_if_asked(
-    writer: CheckpointWriter,
-    learner: Learner,
-    folder: RunFolder,
-    done: int,
-    num_updates: int,
-    boundary: Callable[[], str],
+    writer: CheckpointWriter, learner: Learner, folder: RunFolder, done: int, num_updates: int, boundary: str
 ) -> None:
     """At a pause: saves the boundary before it, after `done` steps, unless a weight has changed since."""
     world = learner.world
@@ -176,7 +162,7 @@ def _leave_if_asked(
     writer.wait()
     if not writer.has(done):
         folder.sync()
-        writer.start(writer.snapshot(learner, done, boundary()))
+        writer.start(writer.snapshot(learner, done, boundary))
         writer.wait()
     raise world.stop.leaving(f"{writer.folder.name} goes on after step {done}")
 

@@ -3,11 +3,12 @@
 import os
 import signal
 import time
+from types import ModuleType
 
 import pytest
 
 from tests.tiny_runs import arguments, records, settings
-from trainer import stop
+from trainer import leaf_sums, stop
 from trainer.checkpoint import checkpoints
 from trainer.learner import Learner
 from trainer.main import main
@@ -31,7 +32,7 @@ def unbroken(job, tmp_path_factory):
     return out
 
 
-def signal_at(monkeypatch, where: type, name: str, call: int, number: int) -> None:
+def signal_at(monkeypatch, where: type | ModuleType, name: str, call: int, number: int) -> None:
     """The process gets a signal while the given call of a method is going on."""
     method, calls = getattr(where, name), []
 
@@ -84,14 +85,16 @@ def test_a_run_that_is_asked_to_end_saves_and_goes_on_exactly(
         ("grpo", SharedRollout, "draw", 3, 2),  # after the rollouts of steps 1 and 2
         ("grpo", SharedRollout, "draw", 5, 3),  # after that of step 3, the last
         ("bt", PairObjective, "measure", 1, 2),
+        ("bt", leaf_sums, "token_values", 1, 2),  # in its midst, where weights are gathered
+        ("sft", SharedRollout, "draw", 1, 2),
     ],
 )
 def test_a_dev_measurement_is_no_reason_to_lose_steps(
     job, tmp_path, monkeypatch, capsys, stage, where, name, call, saved, again
 ):
-    job |= {
+    job = job | {
         "stages": [stage], f"{stage}.steps": 3, f"{stage}.dev_every": 2, f"{stage}.keep": "best",
-        f"{stage}.pairs_per_step": 3, "grpo.optim.lr": 1e-2,
+        "bt.pairs_per_step": 3, "bt.tokens_per_micro_batch": 128, "grpo.optim.lr": 1e-2,
     }  # fmt: skip
     whole, out = tmp_path / "whole", tmp_path / "run"
     assert main(arguments(job | {"out": whole})) == 0
@@ -112,6 +115,19 @@ def test_a_dev_measurement_is_no_reason_to_lose_steps(
         assert all(mine[key] == theirs[key] for key in theirs.keys() - times)
     if stage == "grpo":
         assert records(out, "samples.jsonl") == records(whole, "samples.jsonl")
+
+
+def test_what_was_measured_again_is_kept_by_a_run_that_leaves_in_the_next_step(job, tmp_path, monkeypatch):
+    job = job | {"grpo.dev_every": 2, "out": tmp_path / "run"}
+    for call, last in ((3, 1), (2, 2)):  # in the measurement, and after it
+        with monkeypatch.context() as patch:
+            signal_at(patch, SharedRollout, "draw", call, signal.SIGTERM)
+            assert main(arguments(job | {"resume": last == 2})) == 143
+        assert [r["step"] for r in records(tmp_path / "run")] == [*range(1, last + 1)]
+    with monkeypatch.context() as patch:
+        signal_at(patch, SharedRollout, "draw", 3, signal.SIGTERM)  # that of step 3, and its measurement: no other
+        assert main(arguments(job | {"resume": True})) == 0
+    assert [r["step"] for r in records(tmp_path / "run") if "dev_accuracy" in r] == [2, 3]
 
 
 def test_a_process_that_does_not_come_to_an_end_leaves_all_the_same(monkeypatch, capsys):
