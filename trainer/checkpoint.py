@@ -6,6 +6,7 @@
       manifest.json                step, number of processes, dev accuracy, whose run it is (trainer/identity.py), and
                                    size and CRC-32 of every other file
     step-NNNNNN.partial            is being written, or was when the run died: counts for nothing
+    step-NNNNNN.old                was being replaced by another of the same step when the run died
     step-NNNNNN.refused            was newer than the one that a run went on from
 
 Everything else of a run is a function of (recipe, step): the order of pairs, the rollout noise, the learning rate.
@@ -62,6 +63,12 @@ def restore_(folder: Path, learner: Learner, state: Mapping[str, Stateful], worl
     Returns:
         The number of steps done; 0 if there is no checkpoint.
     """
+    if world.is_main:
+        for old in folder.glob("step-*.old"):
+            if (new := old.with_suffix("")).exists():
+                shutil.rmtree(old)
+            else:
+                os.replace(old, new)
     step, path, problems = _newest(folder, world)
     if world.is_main:
         for problem in problems:

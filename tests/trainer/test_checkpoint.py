@@ -125,6 +125,15 @@ def test_beside_a_gpu_the_copy_is_written_without_it(new_learner, one_process, t
     assert_equal(state_of(again), state_of(learner))
 
 
+def test_a_checkpoint_that_was_being_replaced_is_put_back(new_learner, one_process, tmp_path):
+    learner = new_learner()
+    save_checkpoint(tmp_path, learner, 1, one_process)
+    old = (tmp_path / "step-000001").rename(tmp_path / "step-000001.old")  # and here the run died
+    assert restore_(tmp_path, new_learner(), {}, one_process) == 1 and not old.exists()
+    shutil.copytree(tmp_path / "step-000001", old)  # here after it had been replaced
+    assert restore_(tmp_path, new_learner(), {}, one_process) == 1 and not old.exists()
+
+
 def test_without_a_checkpoint_nothing_is_restored(new_learner, one_process, tmp_path):
     learner = new_learner()
     before = state_of(learner)
