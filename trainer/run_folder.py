@@ -77,7 +77,7 @@ class RunFolder:
         return cls(path, world.is_main, is_resumed, agents, mark if world.size > 1 else "")
 
     def create(self, recipe: Recipe) -> None:
-        """Makes the folder of a new run; the recipe comes last, and with it there is something to resume.
+        """Makes the folder of a new run; with the recipe there is something to resume.
 
         Raises:
             ValueError: another run, started at the same time, has made it first.
@@ -94,7 +94,8 @@ class RunFolder:
         if not self._mark:
             return
         deadline = time.monotonic() + SEEN_WITHIN_S
-        while not (is_seen := (self.path / self._mark).exists()) and time.monotonic() < deadline:
+        # By os.path, whose answer is "no" where a file system raises (a stale handle): all ranks come to the gather.
+        while not (is_seen := os.path.exists(self.path / self._mark)) and time.monotonic() < deadline:
             time.sleep(0.1)
         seen = world.gather(is_seen)
         if self.is_writer:
@@ -107,8 +108,6 @@ class RunFolder:
 
     def _create(self, recipe: Recipe) -> None:
         file = self.path / _RECIPE
-        if self._agents and not file.exists():
-            write_text(self.path / _LAUNCH, json.dumps({"agents": self._agents}))
         aside = self.path / f"{_RECIPE}.{uuid4().hex}"  # another run's would be replaced
         write_text(aside, to_toml(recipe))
         try:
@@ -119,6 +118,8 @@ class RunFolder:
             os.replace(aside, file)
         finally:
             aside.unlink(missing_ok=True)
+        if self._agents:  # once the folder is this run's: a restart would take another's for its own
+            write_text(self.path / _LAUNCH, json.dumps({"agents": self._agents}))
 
     def model(self, name: str) -> Path:
         return self.path / "models" / name
@@ -208,15 +209,14 @@ def folders(out: str) -> tuple[list[Path], Path]:
 
 
 def _is_unbegun(file: Path) -> bool:
-    return file.name in (_LAUNCH, _LAUNCH + ".partial") or file.name.startswith(_RECIPE + ".")
+    return file.name.startswith(_RECIPE + ".")
 
 
 def _made_by(agents: Sequence[str], folders: list[Path]) -> Path | None:
-    """The last of the folders in which a run has begun that one of these agents started."""
+    """The last of the folders of a run that one of these agents started."""
     for path in reversed(folders):
         file = path / _LAUNCH
-        has_begun = file.is_file() and (path / _RECIPE).is_file()
-        if has_begun and not set(json.loads(file.read_text(encoding="utf-8"))["agents"]).isdisjoint(agents):
+        if file.is_file() and not set(json.loads(file.read_text(encoding="utf-8"))["agents"]).isdisjoint(agents):
             return path
     return None
 

@@ -1,6 +1,7 @@
 """A run's folder: its own, never another's, and logs that survive a kill."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -41,12 +42,35 @@ def test_of_two_runs_that_are_started_at_once_one_gets_the_folder(tmp_path, one_
     assert opened(tmp_path / "x", one_process).path.name == "x-2"
 
 
+def test_a_run_that_comes_second_leaves_the_first_one_its_launcher(tmp_path, one_process, monkeypatch):
+    recipes = [recipe_of({"out": tmp_path / "x", "seed": seed}) for seed in (1, 2)]
+    first, second = (RunFolder.open(recipe, one_process, f"host:1:{recipe.seed}") for recipe in recipes)
+
+    def meanwhile(*of_second):
+        monkeypatch.setattr("trainer.run_folder.write_text", write_text)
+        first.create(recipes[0])
+        write_text(*of_second)
+
+    monkeypatch.setattr("trainer.run_folder.write_text", meanwhile)
+    with pytest.raises(ValueError, match="another run has just begun in it"):
+        second.create(recipes[1])
+    again = [RunFolder.open(recipe, one_process, f"host:1:{recipe.seed}") for recipe in recipes]
+    assert [(folder.path.name, folder.is_resumed) for folder in again] == [("x", True), ("x-2", False)]
+
+
 def test_where_there_are_no_links_a_recipe_is_written_all_the_same(tmp_path, one_process, monkeypatch):
     def refused(*_):
         raise OSError("no links here")
 
     monkeypatch.setattr("os.link", refused)
     assert [file.name for file in opened(tmp_path / "x", one_process).path.iterdir()] == ["recipe.toml"]
+
+
+def test_where_a_file_system_raises_all_ranks_come_to_an_answer(tmp_path, monkeypatch):
+    monkeypatch.setattr("trainer.run_folder.SEEN_WITHIN_S", 0.0)
+    folder = RunFolder(tmp_path / ("x" * 300), is_writer=False, mark="seen-1")  # a name too long raises, as a stale one
+    with pytest.raises(ValueError, match="rank 1 does not see what rank 0 writes there"):
+        folder.refuse_unshared(SimpleNamespace(gather=lambda is_seen: [True, is_seen]))
 
 
 def test_opening_makes_nothing(tmp_path, one_process):
@@ -192,7 +216,7 @@ def test_a_restart_by_torchrun_goes_on_in_the_folder_that_it_made(tmp_path, one_
 
 def test_what_was_killed_before_it_had_a_recipe_takes_no_folder(tmp_path, one_process):
     (tmp_path / "x").mkdir()
-    for name in ("launch.json", "recipe.toml.3f.partial", "recipe.toml.3f"):
+    for name in ("recipe.toml.3f.partial", "recipe.toml.3f"):
         (tmp_path / "x" / name).write_text("{")
     folder = RunFolder.open(recipe_of({"out": tmp_path / "x"}), one_process, "host:1:5")
     assert (folder.path, folder.is_resumed) == (tmp_path / "x", False)
