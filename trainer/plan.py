@@ -177,7 +177,7 @@ def _report(job: Job, name: str) -> Iterator[str]:
     for phase, quantities_ in ("always", ALWAYS), *PHASES.items():
         needed = [(quantity, quantity(job) / GIB) for quantity in quantities_]
         total = sum(gib for _, gib in needed) + (0 if phase == "always" else always / GIB)
-        if phase == "rollout" and not any(gib for _, gib in needed):
+        if not any(gib for _, gib in needed):
             continue
         yield f"  {phase + (' (with what is there always)' if phase != 'always' else ''):<48}{total:7.1f}"
         yield from (_line(quantity, f"{gib:7.1f}") for quantity, gib in needed if gib)
