@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import time
 from pathlib import Path
@@ -64,10 +65,22 @@ def main(arguments: list[str]) -> int:
     except (ValueError, OSError) as error:
         tell(error)
         return 1
+    except RuntimeError as error:
+        if not _is_left_alone(error):
+            raise
+        rank = os.environ["RANK"]
+        print(f"rank {rank}: leaves, as another process has: {error}", file=sys.stderr, flush=True)
+        return 1
     except KeyboardInterrupt:
         print("interrupted; the same command with resume=true goes on from the last checkpoint", file=sys.stderr)
         return 130
     return 0
+
+
+def _is_left_alone(error: RuntimeError) -> bool:
+    """Whether another process of the run has left: that one tells why; where this one was then is of no interest."""
+    is_one_of_several = os.environ.get("WORLD_SIZE", "1") != "1"
+    return is_one_of_several and bool(re.search(r"(closed|reset) by (remote )?peer|Broken pipe", str(error)))
 
 
 def _plan(arguments: list[str]) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -61,7 +60,6 @@ def run(recipe: Recipe, start: float, agent: str = "") -> None:
     with (
         world(recipe.num_processes, recipe.model.shard_size) as here,
         here.stop.on_signals(recipe.stop_within_s, here.is_main),
-        _not_left_alone(here),
         _told_once(here),
     ):
         with here.agreed():
@@ -185,18 +183,6 @@ def _report(recipe: Recipe, folder: RunFolder, held_out: HeldOut, model: str, he
     text = "\n".join(parts) + "\n"
     write_text(folder.path / "report.md", text)  # last: with it, the run is complete
     print("\n" + text)
-
-
-@contextmanager
-def _not_left_alone(here: World) -> Iterator[None]:
-    """Where another process of the run has left, that one tells why; where this one was then is of no interest."""
-    try:
-        yield
-    except RuntimeError as error:
-        if here.size == 1 or not re.search(r"(closed|reset) by (remote )?peer|Broken pipe", str(error)):
-            raise
-        print(f"rank {here.rank}: leaves, as another process has: {error}", file=sys.stderr, flush=True)
-        raise SystemExit(1) from None
 
 
 @contextmanager

@@ -61,6 +61,28 @@ def test_a_rank_that_fails_tells_and_leaves_without_its_peers():
     assert status == 1 and of_peer != 0
 
 
+# As with NCCL, too. The other one dies without a word.
+LEFT = """
+import os, sys
+import torch.distributed as dist
+from trainer.main import leave, main
+from trainer.shared_rollout import SharedRollout
+dist.destroy_process_group = lambda: print("waits", flush=True)
+if os.environ["RANK"] == "1":
+    SharedRollout.draw = lambda *_, **__: os._exit(7)
+leave(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.slow
+def test_a_rank_that_is_left_alone_says_so_and_leaves(tiny_files, tiny_judge, tmp_path):
+    job = settings(tiny_files) | {"model.path": tiny_judge, "out": tmp_path / "out", "stages": ["grpo"]}
+    (status, said, told), (of_peer, _, _) = two_ranks([LEFT] * 2, [arguments(job)] * 2, [ROOT, ROOT])
+    assert (status, of_peer) == (1, 7), told
+    assert "rank 0: leaves, as another process has: " in told and "Traceback" not in told
+    assert "waits" not in said
+
+
 @pytest.mark.parametrize(("size", "ended"), [("2", ""), ("1", "Python's end\n")])
 def test_of_several_processes_none_is_at_pythons_end_with_threads_of_gloo(size, ended):
     program = """
