@@ -9,7 +9,7 @@ import os
 import socket
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 import torch
@@ -190,13 +190,16 @@ def world(num_processes: int = 0, shard_size: int = 0) -> Iterator[World]:
 
 
 def _address_of_gloo() -> str:
-    """Where gloo will listen: at the host's name, or else at the loopback; empty: at an interface that it is told."""
+    """Where gloo will listen: at the first address of the host's name that is this machine's, or else at the loopback;
+    empty: at an interface that it is told."""
     if "GLOO_SOCKET_IFNAME" in os.environ:
         return ""
-    try:
-        return socket.gethostbyname(socket.gethostname())
-    except OSError:
-        return "127.0.0.1"
+    with suppress(OSError):
+        for family, kind, protocol, _, address in socket.getaddrinfo(socket.gethostname(), 0, type=socket.SOCK_STREAM):
+            with suppress(OSError), socket.socket(family, kind, protocol) as probe:
+                probe.bind(address)
+                return address[0]
+    return "127.0.0.1"
 
 
 def _loopback_among_nodes(store: dist.Store, rank: int, size: int, host: str, address: str) -> ValueError | None:
@@ -204,7 +207,7 @@ def _loopback_among_nodes(store: dist.Store, rank: int, size: int, host: str, ad
     their own, for half an hour."""
     store.set(f"host/{rank}", json.dumps([host, address]))
     hosts = dict(json.loads(store.get(f"host/{rank}")) for rank in range(size))
-    unseen = [(name, where) for name, where in hosts.items() if where.startswith("127.")]
+    unseen = [(name, where) for name, where in hosts.items() if where.startswith("127.") or where == "::1"]
     if len(hosts) == 1 or not unseen:
         return None
     return ValueError(

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import textwrap
@@ -15,7 +16,7 @@ import torch.distributed as dist
 
 from tests.tiny_runs import arguments, pair, records, settings, train, write_jsonl
 from tests.trainer.test_mesh import free_port
-from trainer.distributed import _loopback_among_nodes, world
+from trainer.distributed import _address_of_gloo, _loopback_among_nodes, world
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -120,6 +121,8 @@ def test_a_failure_of_nccl_before_a_restart_does_not_end_what_is_started(monkeyp
     [
         ({"a": "10.0.0.1", "b": "10.0.0.2"}, False),
         ({"a": "10.0.0.1", "b": "127.0.1.1"}, True),  # as Debian and Ubuntu install a host
+        ({"a": "fd00::1", "b": "fd00::2"}, False),
+        ({"a": "fd00::1", "b": "::1"}, True),
         ({"a": "", "b": ""}, False),  # they are told an interface
         ({"a": "127.0.0.1"}, False),  # a machine alone
     ],
@@ -133,9 +136,30 @@ def test_a_node_that_others_would_not_find_is_told(addresses, is_refused):
                 range(len(ranks)),
             )
         )
-    said = "b: its own name is 127.0.1.1 to it (/etc/hosts), where no other node finds it; set GLOO_SOCKET_IFNAME on"
+    said = f"b: its own name is {addresses.get('b')} to it (/etc/hosts), where no other node finds it; set GLOO_SOCKET"
     assert all((error is not None) == is_refused for error in found)
     assert all(str(error).startswith(said) for error in found if error)
+
+
+@pytest.mark.parametrize(
+    ("found", "address"),
+    [
+        (["192.0.2.1", "127.0.0.7"], "127.0.0.7"),  # the first one is nobody's here: of a cloud's gateway, say
+        (["192.0.2.1"], "127.0.0.1"),
+        ([], "127.0.0.1"),
+    ],
+)
+def test_gloo_listens_where_the_hosts_name_leads_and_it_can(found, address, monkeypatch):
+    def of_name(*_, **__):
+        if not found:
+            raise socket.gaierror
+        return [(socket.AF_INET, socket.SOCK_STREAM, 0, "", (host, 0)) for host in found]
+
+    monkeypatch.setattr(socket, "getaddrinfo", of_name)
+    monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
+    assert _address_of_gloo() == address
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "eth0")
+    assert _address_of_gloo() == ""
 
 
 # Of a node that has not heard yet what the first one has written.
