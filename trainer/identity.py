@@ -24,7 +24,7 @@ from trainer.run_folder import settings_that_matter
 _READ = (".safetensors", ".bin", ".json", ".jinja", ".model")  # of a model's directory
 _INPUTS = {
     "shapes": "shapes of the model", "tokenizer": "tokens (a tokenizer)", "data": "data (judgments, pairs or rubrics)",
-    "reward": "weights or rubrics of rlhf.reward.model",
+    "held_out": "held-out pairs or prompts", "reward": "weights or rubrics of rlhf.reward.model",
 }  # fmt: skip
 _PROBE = "<think>It's 12.5 times\n\n\tas good: naïve, 好, 👍</think> <answer>8</answer>"
 
@@ -44,9 +44,10 @@ def run_identity(recipe: Recipe, data: RunData, contexts: ContextBuilder, model:
     return json.loads(json.dumps(identity))  # tuples are lists there
 
 
-def refuse_other_inputs(identity: dict, world: World) -> None:
+def refuse_other_inputs(identity: dict, data: RunData, world: World) -> None:
     """Raises ValueError, on every rank, if one has read something else: nodes may hold copies of their own."""
-    rank_0, *others = world.gather(identity)
+    held_out = [*map(pair_to_json, data.held_out), *map(row_to_json, data.held_out_prompts)]
+    rank_0, *others = world.gather(identity | {"held_out": _sha256(held_out)})
     for rank, theirs in enumerate(others, 1):
         for name, what in _INPUTS.items():
             if theirs[name] != rank_0[name]:

@@ -89,7 +89,7 @@ def run(recipe: Recipe, start: float, agent: str = "") -> None:
             head = first.head if first else None
             untrained = Learner(model, recipe.model, recipe.sft.optim, 1, here, head) if model else None
         with here.agreed():
-            refuse_other_inputs(folder.identity, here)
+            refuse_other_inputs(folder.identity, inputs.data, here)
         with here.agreed():
             folder.create(recipe)
         with here.agreed():

@@ -168,7 +168,7 @@ import sys
 from trainer import held_out
 from trainer.main import leave, main
 from trainer.run_folder import RunFolder
-held_out.read_text = lambda file: "{}"
+held_out.read_record = lambda file: {}
 RunFolder.is_finished = lambda *_: False
 leave(main(sys.argv[1:]))
 """
@@ -205,6 +205,7 @@ leave(main(sys.argv[1:]))
     [
         ("a setting", "grpo.pairs_per_step: is 3 on rank 0 and 2 on rank 1; all nodes are started with the same"),
         ("the data", "rank 1 has data (judgments, pairs or rubrics) other than those of rank 0; all nodes need the"),
+        ("what is held out", "rank 1 has held-out pairs or prompts other than those of rank 0; all nodes need"),
         ("the folder", "out: rank 1 does not see what rank 0 writes there; all nodes need one file system for `out`"),
     ],
 )
@@ -216,8 +217,11 @@ def test_nodes_that_differ_are_told_once_and_before_anything_is_trained(
     for rank, folder in enumerate(folders):
         folder.mkdir()
         write_jsonl(folder / "pairs.jsonl", [pair(i) for i in range(7 - (rank if differs == "the data" else 0))])
+        num_held_out = 6 - (rank if differs == "what is held out" else 0)
+        write_jsonl(folder / "held_out.jsonl", [pair(40 + i) for i in range(num_held_out)])
     job = settings(tiny_files) | {
-        "model.path": tiny_judge, "data.pairs": "pairs.jsonl", "out": "out", "stages": ["grpo"], "grpo.steps": 1,
+        "model.path": tiny_judge, "data.pairs": "pairs.jsonl", "data.held_out": "held_out.jsonl", "out": "out",
+        "stages": ["grpo"], "grpo.steps": 1,
     }  # fmt: skip
     other = job | ({"grpo.pairs_per_step": 2} if differs == "a setting" else {})
     ended = two_ranks([NODE] * 2, [arguments(job), arguments(other)], folders)
