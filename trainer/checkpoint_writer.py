@@ -74,12 +74,14 @@ class CheckpointWriter(AbstractContextManager):
         self._thread.start()
 
     def wait(self) -> None:
-        """Waits until nothing is being written; Halt if it could not be."""
+        """Waits until nothing is being written; Halt if it could not be, RuntimeError if a peer has left meanwhile."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
         if self._error is not None:
             error, self._error = self._error, None
+            if isinstance(error, RuntimeError):  # of a collective
+                raise error
             there = next(path for path in (self.folder, *self.folder.parents) if path.exists())
             free = f"{shutil.disk_usage(there).free / 2**30:.2f} GiB are free there"  # torch tells no full disk as such
             raise Halt(f"{self.folder}: a checkpoint could not be written: {error}; {free}")
@@ -98,7 +100,7 @@ class CheckpointWriter(AbstractContextManager):
             self._write(snapshot)
         except dcp.CheckpointException as error:  # no Exception; of all that failed, the first
             rank, (cause, _) = min(error.failures.items())
-            self._error = RuntimeError(f"rank {rank}: {cause}")
+            self._error = OSError(f"rank {rank}: {cause}")
         except Exception as error:  # told by the thread that waits for this one
             self._error = error
 

@@ -125,6 +125,19 @@ def test_beside_a_gpu_the_copy_is_written_without_it(new_learner, one_process, t
     assert_equal(state_of(again), state_of(learner))
 
 
+def test_a_peer_that_left_while_a_checkpoint_was_written_is_no_full_disk(
+    new_learner, one_process, tmp_path, monkeypatch
+):
+    def alone(*_):
+        raise RuntimeError("Connection closed by peer")
+
+    writer = CheckpointWriter(tmp_path, {}, 1, one_process)
+    monkeypatch.setattr(writer, "_gather", alone)
+    writer.start(writer.snapshot(new_learner(), 1, "{}"))
+    with pytest.raises(RuntimeError, match=r"^Connection closed by peer$"):
+        writer.wait()
+
+
 def test_a_checkpoint_that_was_being_replaced_is_put_back(new_learner, one_process, tmp_path):
     learner = new_learner()
     save_checkpoint(tmp_path, learner, 1, one_process)
