@@ -87,6 +87,8 @@ class RunFolder:
         if not self.is_resumed:
             self._create(recipe)
         if self._mark:
+            for old in self.path.glob("seen-*"):  # of a run that was killed while it was looked for
+                old.unlink()
             (self.path / self._mark).touch()
 
     def refuse_unshared(self, world: World) -> None:

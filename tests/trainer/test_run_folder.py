@@ -66,6 +66,12 @@ def test_where_there_are_no_links_a_recipe_is_written_all_the_same(tmp_path, one
     assert [file.name for file in opened(tmp_path / "x", one_process).path.iterdir()] == ["recipe.toml"]
 
 
+def test_what_ranks_were_looking_for_does_not_stay(tmp_path):
+    for mark in ("seen-1", "seen-2"):  # the first run was killed
+        RunFolder(tmp_path, is_writer=True, is_resumed=True, mark=mark).create(None)
+    assert [file.name for file in tmp_path.iterdir()] == ["seen-2"]
+
+
 def test_where_a_file_system_raises_all_ranks_come_to_an_answer(tmp_path, monkeypatch):
     monkeypatch.setattr("trainer.run_folder.SEEN_WITHIN_S", 0.0)
     folder = RunFolder(tmp_path / ("x" * 300), is_writer=False, mark="seen-1")  # a name too long raises, as a stale one
