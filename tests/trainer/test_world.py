@@ -9,6 +9,7 @@ import sys
 import textwrap
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ import torch.distributed as dist
 from tests.tiny_runs import arguments, pair, records, settings, train, write_jsonl
 from tests.trainer.test_mesh import free_port
 from trainer.distributed import _address_of_gloo, _loopback_among_nodes, world
+from trainer.identity import _INPUTS, refuse_other_inputs
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -190,6 +192,15 @@ def test_a_run_goes_on_by_what_its_first_rank_sees(tiny_files, tiny_judge, tmp_p
     assert [(row["stage"], row["step"]) for row in records(tmp_path / "out")] == [("sft", 1), ("grpo", 1)]
 
 
+@pytest.mark.parametrize("name", ["shapes", "tokenizer", "data", "reward"])
+def test_what_another_rank_has_read_otherwise_is_named(name):
+    identity = {"shapes": "a", "tokenizer": "b", "data": "c", "reward": "d", "recipe": "e"}
+    data = SimpleNamespace(held_out=[], held_out_prompts=[])
+    refuse_other_inputs(identity, data, SimpleNamespace(gather=lambda mine: [mine, mine]))
+    with pytest.raises(ValueError, match=f"^rank 1 has {_INPUTS[name].split()[0]} .*other than those of rank 0"):
+        refuse_other_inputs(identity, data, SimpleNamespace(gather=lambda mine: [mine, mine | {name: "z"}]))
+
+
 NODE = """
 import sys
 from trainer import run_folder
@@ -204,7 +215,6 @@ leave(main(sys.argv[1:]))
     ("differs", "line"),
     [
         ("a setting", "grpo.pairs_per_step: is 3 on rank 0 and 2 on rank 1; all nodes are started with the same"),
-        ("the data", "rank 1 has data (judgments, pairs or rubrics) other than those of rank 0; all nodes need the"),
         ("what is held out", "rank 1 has held-out pairs or prompts other than those of rank 0; all nodes need"),
         ("the folder", "out: rank 1 does not see what rank 0 writes there; all nodes need one file system for `out`"),
     ],
@@ -216,7 +226,7 @@ def test_nodes_that_differ_are_told_once_and_before_anything_is_trained(
     folders = [tmp_path / "node-0", tmp_path / "node-1"]
     for rank, folder in enumerate(folders):
         folder.mkdir()
-        write_jsonl(folder / "pairs.jsonl", [pair(i) for i in range(7 - (rank if differs == "the data" else 0))])
+        write_jsonl(folder / "pairs.jsonl", [pair(i) for i in range(7)])
         num_held_out = 6 - (rank if differs == "what is held out" else 0)
         write_jsonl(folder / "held_out.jsonl", [pair(40 + i) for i in range(num_held_out)])
     job = settings(tiny_files) | {
