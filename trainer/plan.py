@@ -123,15 +123,15 @@ def _job(
     if judgment > longest:
         raise ValueError(f"--judgment-tokens {judgment} is a mean above rollout.max_completion_tokens={longest}")
     num_responses = num_read(recipe, stage)
-    usual = 600 + 450 * num_responses
-    context = max(7, min(usual, most, shape.max_position_embeddings - judgment))
-    prompt = options.prompt_tokens or context * 600 // usual
+    writes = writes_judgments(recipe, stage)
+    usual_prompt = 600 if writes else 600 - INSTRUCTIONS
+    usual = usual_prompt + 450 * num_responses
+    context = max(7, min(usual, most, shape.max_position_embeddings - judgment * writes))
+    prompt = options.prompt_tokens or context * usual_prompt // usual
     response = options.response_tokens or context * 450 // usual
     if prompt + num_responses * response > most:
         told = f"--prompt-tokens {prompt} and {'twice ' * (num_responses == 2)}--response-tokens {response}"
         raise ValueError(f"{told} make more than prompt.max_context_tokens={most}")
-    if not writes_judgments(recipe, stage) and not options.prompt_tokens:
-        prompt = max(1, prompt - INSTRUCTIONS)
     return _job_of(recipe, stage, replace(shape, is_scalar=stage == "bt"), options, prompt, response, judgment)
 
 

@@ -204,6 +204,12 @@ def test_the_other_stages_of_a_policy(capsys):
     assert "once before the first step, which is not counted" in capsys.readouterr().out
 
 
+def test_prompts_that_no_judge_reads_are_not_shortened_for_its_instructions(capsys):
+    of_small = [f"trainer/recipes/quickstart{name}.toml" for name in ("", "_bt")]
+    assert main(["--plan", *of_small, "model.path="]) == 0
+    assert "16 pairs a step, P 91 + R 164 tokens" in capsys.readouterr().out  # of 256 positions, as 250 to 450
+
+
 def test_bytes_of_8b_by_hand():
     it, N = job(), 8_190_735_360
     assert plan_memory.master_weights(it) == N / 4
