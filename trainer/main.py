@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
-from patarm_core.recipe import read_recipe, with_bases
+from patarm_core.recipe import RecipeError, read_recipe, with_bases
 from rollout.contexts import read_text
 from rollout.mistakes import tell
 from rollout.threads import wait_briefly
@@ -132,11 +132,35 @@ def read_arguments(arguments: list[str], kind: type[R] = Recipe) -> R:
     for argument in arguments:
         if argument.startswith("-"):
             raise ValueError(f"{argument}: there are no options; settings are written as in sft.steps=3")
+        if "=" not in argument and not argument.endswith(".toml") and not os.path.exists(argument):
+            raise ValueError(f"{argument}: no such file; a setting is written as in {argument}=VALUE")
     files = [argument for argument in arguments if "=" not in argument]
     overrides = [argument for argument in arguments if "=" in argument]
     # A base that several files share is read once, before the first of them.
     texts = {name: text for file in files for name, text in with_bases(os.path.normpath(file), read_text)}
-    return read_recipe(kind, list(texts.items()), overrides)
+    try:
+        return read_recipe(kind, list(texts.items()), overrides)
+    except RecipeError:
+        _refuse_the_other_kind(kind, list(texts.items()))
+        raise
+
+
+def _refuse_the_other_kind(kind: type, texts: list[tuple[str, str]]) -> None:
+    """Told by its first key that the other kind does not know, a recipe would seem misspelt."""
+    from trainer.curation.config import CurateRecipe
+
+    other = CurateRecipe if kind is Recipe else Recipe
+
+    def reads(kind: type) -> bool:
+        try:
+            read_recipe(kind, texts)
+        except RecipeError:
+            return False
+        return True
+
+    if reads(other) and not reads(kind):
+        what = "makes data: trainer/main.py curate" if kind is Recipe else "trains a model: trainer/main.py"
+        raise ValueError(f"{texts[-1][0]}: is a recipe that {what} {texts[-1][0]}")
 
 
 def leave(status: int) -> NoReturn:

@@ -177,7 +177,8 @@ def _report(recipe: Recipe, folder: RunFolder, held_out: HeldOut, model: str, he
     is_judge = recipe.role == "judge"
     if draw_curves(records, results if is_judge else {}, folder.path / "curves.png"):
         parts.append(f"Curves: {folder.path / 'curves.png'}")
-    parts += [f"The page of the run: {write_report(folder.path)}", f"The trained {recipe.role}: {model}"]
+    trained = "policy" if recipe.stages[-1] == "dpo" else recipe.role  # DPO trains what answers the prompts
+    parts += [f"The page of the run: {write_report(folder.path)}", f"The trained {trained}: {model}"]
     if recipe.data.source == "embedded" and "grpo" in recipe.stages:
         parts += ["", REAL_WEIGHTS]
     text = "\n".join(parts) + "\n"

@@ -15,6 +15,7 @@ from tests.tiny_runs import SMALL, arguments, judgment, judgment_text, pair, rec
 from trainer.main import main
 
 ROOT = Path(__file__).resolve().parents[2]
+RECIPE, CURATE = (str(ROOT / "trainer" / "recipes" / f"{name}.toml") for name in ("own_data", "curate_example"))
 
 
 @pytest.fixture
@@ -43,6 +44,16 @@ def told(capfd, tmp_path):
 
 def test_a_missing_recipe_file(told, tmp_path):
     assert told([str(tmp_path / "none.toml")]) == f"{tmp_path / 'none.toml'}: no such file"
+
+
+def test_a_setting_without_a_value(told):
+    assert told([RECIPE, "resume"]) == "resume: no such file; a setting is written as in resume=VALUE"
+
+
+def test_a_recipe_of_the_other_kind(told):
+    line = told([CURATE, "rollouts.num_rollouts=4"])
+    assert line == f"{CURATE}: is a recipe that makes data: trainer/main.py curate {CURATE}"
+    assert told(["curate", RECIPE]) == f"{RECIPE}: is a recipe that trains a model: trainer/main.py {RECIPE}"
 
 
 def test_a_recipe_that_is_a_folder(told, tmp_path):

@@ -70,6 +70,7 @@ def test_reports_name_what_was_measured(runs):
     report = (runs["dpo"] / "report.md").read_text()
     assert "| after DPO, by implicit reward | 1 | 100.0% |" in report
     assert "start" not in report  # the reference prefers nothing
+    assert f"The trained policy: {runs['dpo'] / 'models' / 'dpo'}" in report
 
 
 def test_transformers_reads_the_reward_model_and_gives_the_scores_of_the_run(runs):
