@@ -9,7 +9,7 @@ from itertools import chain
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from patarm_core.judgment import JudgeMode, RubricSetting, judgment_tags, parse
+from patarm_core.judgment import judgment_tags, parse
 from patarm_core.pairs import Example
 from rollout.block_attention import BLOCK
 from rollout.contexts import ContextBuilder, load_rubrics
@@ -55,7 +55,7 @@ def load_inputs(recipe: Recipe, model: str, device: torch.device | None = None) 
     book = load_rubrics(recipe.prompt.rubrics_file)
     data = load_data(recipe, book)
     if "sft" in recipe.stages and recipe.role == "judge":
-        _check_format(data.judgments, recipe.mode, recipe.prompt.rubrics)
+        _check_format(data.judgments, recipe)
     if model:
         tokenizer = load_tokenizer(model)
     else:
@@ -145,9 +145,10 @@ def _lengths_of_policy(
                 yield name, length - 1, *limit
 
 
-def _check_format(judgments: Sequence[Example], mode: JudgeMode, rubrics: RubricSetting) -> None:
+def _check_format(judgments: Sequence[Example], recipe: Recipe) -> None:
     """SFT imitates judgments that the strict parser takes: GRPO would punish what it learns from others."""
-    answer, right = ("score", "a number from 0 to 10") if mode == "pointwise" else ("choice", "A or B")
+    rubrics = recipe.prompt.rubrics
+    answer, right = ("score", "a number from 0 to 10") if recipe.mode == "pointwise" else ("choice", "A or B")
     tags = " ".join(f"<{tag}>…</{tag}>" for tag in judgment_tags(rubrics))
     problems = {
         "tags": f'tag error; with prompt.rubrics = "{rubrics}" these are right, each once and in this order: {tags}',
@@ -155,7 +156,8 @@ def _check_format(judgments: Sequence[Example], mode: JudgeMode, rubrics: Rubric
     }
     for example in judgments:
         if (error := parse(example.judgment, answer, rubrics).error) is not None:
-            raise ValueError(f"judgment {example.id} of {example.source}: {problems[error]}")
+            file = f"{recipe.data.judgments}: " * bool(recipe.data.judgments)
+            raise ValueError(f"{file}judgment {example.id} of {example.source}: {problems[error]}")
 
 
 def _lengths(

@@ -168,7 +168,7 @@ def test_a_prompt_over_the_length_limit(told, job, tmp_path, key):
 def test_a_judgment_that_grpo_would_punish(told, job, tmp_path, text, rubrics, problem):
     file = write_jsonl(tmp_path / "judgments.jsonl", [judgment(1) | {"judgment": text}])
     line = told(job | {"data.judgments": file, "prompt.rubrics": rubrics})
-    assert line == f"judgment 1 of tiny: {problem}"
+    assert line == f"{file}: judgment 1 of tiny: {problem}"
 
 
 @pytest.mark.parametrize("key", ["data.dev", "data.held_out"])
