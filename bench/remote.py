@@ -13,7 +13,6 @@ from typing import Any
 
 from transformers.utils import logging
 
-
 _PATIENCE_S = 5.0
 
 
@@ -65,7 +64,7 @@ class Remote:
         return self.answer()
 
     def close(self) -> None:
-        self._pipe.close()  # it ends when nobody asks any more, and tidies up (semaphores of tqdm's) as a kill would not
+        self._pipe.close()  # it ends when nobody asks, and tidies up (semaphores of tqdm's) as a kill would not
         self._process.join(_PATIENCE_S)
         self._process.kill()
         self._process.join()
