@@ -48,12 +48,15 @@ class Remote:
 
     def ask(self, method: str, *arguments: Any, **options: Any) -> None:
         """Begins a call, whose result is the next answer."""
-        self._pipe.send((method, arguments, options))
+        try:
+            self._pipe.send((method, arguments, options))
+        except OSError:  # of a pipe that is broken, or closed here
+            raise EngineError("its process has ended") from None
 
     def answer(self) -> Any:
         try:
             error, answer = self._pipe.recv()
-        except EOFError:
+        except (EOFError, OSError):
             raise EngineError("its process has ended") from None
         if error is not None:
             raise error(answer)
