@@ -114,7 +114,7 @@ def save_decoder(
     path = Path(path)
     aside = path.with_name(path.name + ".partial")
     if is_writer:
-        _restore(path)
+        settle_replacement(path)
         shutil.rmtree(aside, ignore_errors=True)
         if path.is_dir():
             with naming(path):
@@ -151,20 +151,21 @@ def replace_directory(aside: Path, path: Path) -> None:
     """Moves a finished directory over `path`.
 
     A directory cannot be renamed over another in one step: between two renames the old one is at `path`.old, and stays
-    there if the process dies; the next call puts it back.
+    there if the process dies; `settle_replacement` puts it back, and the next call does so first.
     """
-    old = _restore(path)
-    shutil.rmtree(old, ignore_errors=True)
+    old = settle_replacement(path)
     if path.exists():
         os.replace(path, old)
     os.replace(aside, path)
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _restore(path: Path) -> Path:
+def settle_replacement(path: Path) -> Path:
+    """Ends what a process that died in `replace_directory` had begun; returns where it keeps the old directory."""
     old = path.with_name(path.name + ".old")
     if old.exists() and not path.exists():
         os.replace(old, path)
+    shutil.rmtree(old, ignore_errors=True)
     return old
 
 

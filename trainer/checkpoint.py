@@ -29,6 +29,7 @@ from typing import Protocol
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
+from rollout.weights import settle_replacement
 from trainer.distributed import World
 from trainer.identity import difference
 from trainer.learner import Learner
@@ -65,10 +66,7 @@ def restore_(folder: Path, learner: Learner, state: Mapping[str, Stateful], worl
     """
     if world.is_main:
         for old in folder.glob("step-*.old"):
-            if (new := old.with_suffix("")).exists():
-                shutil.rmtree(old)
-            else:
-                os.replace(old, new)
+            settle_replacement(old.with_suffix(""))
     step, path, problems = _newest(folder, world)
     if world.is_main:
         for problem in problems:

@@ -7,7 +7,6 @@ import ctypes
 import json
 import os
 import socket
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -25,7 +24,7 @@ from torch.distributed.tensor import DTensor
 from rollout.decoder import Decoder
 from rollout.mistakes import tell
 from trainer.incarnation import store_of_this_start
-from trainer.mistakes import leave_it_to_rank_0
+from trainer.mistakes import end_at_once, leave_it_to_rank_0
 from trainer.stop import Stop
 
 _NCCL_HAS_FAILED = "exception_dump"  # kStoreDumpKey of torch's ProcessGroupNCCL.hpp
@@ -183,8 +182,8 @@ def world(num_processes: int = 0, shard_size: int = 0) -> Iterator[World]:
     finally:
         if has_failed:
             # NCCL would wait here for peers that wait for this rank: nobody would hear of what it has met, such as too
-            # little memory, before half an hour has passed.
-            atexit.register(_leave_at_once)
+            # little memory, before half an hour has passed. torchrun stops them.
+            atexit.register(end_at_once, 1)
         else:
             dist.destroy_process_group()
 
@@ -214,13 +213,6 @@ def _loopback_among_nodes(store: dist.Store, rank: int, size: int, host: str, ad
         f"{unseen[0][0]}: its own name is {unseen[0][1]} to it (/etc/hosts), where no other node finds it; "
         "set GLOO_SOCKET_IFNAME on each node to its network's interface, such as eth0"
     )
-
-
-def _leave_at_once() -> None:
-    """Ends a process that has told why, without a word to its peers: torchrun stops them."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(1)
 
 
 def _mesh(kind: str, size: int, shard_size: int) -> DeviceMesh:

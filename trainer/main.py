@@ -19,7 +19,7 @@ from rollout.mistakes import tell
 from rollout.threads import wait_briefly
 from trainer.config import Recipe
 from trainer.launch import agent
-from trainer.mistakes import leave_it_to_rank_0
+from trainer.mistakes import end_at_once, leave_it_to_rank_0
 
 R = TypeVar("R")  # a recipe
 
@@ -79,8 +79,11 @@ def main(arguments: list[str]) -> int:
 
 def _is_left_alone(error: RuntimeError) -> bool:
     """Whether another process of the run has left: that one tells why; where this one was then is of no interest."""
-    is_one_of_several = os.environ.get("WORLD_SIZE", "1") != "1"
-    return is_one_of_several and bool(re.search(r"(closed|reset) by (remote )?peer|Broken pipe", str(error)))
+    return _is_one_of_several() and bool(re.search(r"(closed|reset) by (remote )?peer|Broken pipe", str(error)))
+
+
+def _is_one_of_several() -> bool:
+    return os.environ.get("WORLD_SIZE", "1") != "1"
 
 
 def _plan(arguments: list[str]) -> int:
@@ -137,11 +140,11 @@ def read_arguments(arguments: list[str], kind: type[R] = Recipe) -> R:
     files = [argument for argument in arguments if "=" not in argument]
     overrides = [argument for argument in arguments if "=" in argument]
     # A base that several files share is read once, before the first of them.
-    texts = {name: text for file in files for name, text in with_bases(os.path.normpath(file), read_text)}
+    texts = list({name: text for file in files for name, text in with_bases(os.path.normpath(file), read_text)}.items())
     try:
-        return read_recipe(kind, list(texts.items()), overrides)
+        return read_recipe(kind, texts, overrides)
     except RecipeError:
-        _refuse_the_other_kind(kind, list(texts.items()))
+        _refuse_the_other_kind(kind, texts)
         raise
 
 
@@ -169,10 +172,8 @@ def leave(status: int) -> NoReturn:
     In that one a thread of gloo's that lets go of a tensor is unwound through code that must not be, and aborts the
     process ("terminate called without an active exception"): to torchrun a run that has finished would have failed.
     """
-    sys.stdout.flush()
-    sys.stderr.flush()
-    if os.environ.get("WORLD_SIZE", "1") != "1":
-        os._exit(status)
+    if _is_one_of_several():
+        end_at_once(status)
     sys.exit(status)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from typing import NoReturn
@@ -28,3 +29,10 @@ class Halt(Exception):
 
 def warn(line: str) -> None:
     print("warning:", " ".join(line.split()), file=sys.stderr, flush=True)
+
+
+def end_at_once(status: int) -> NoReturn:
+    """Ends the process without Python's own end, and without a word to its peers."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
